@@ -1,0 +1,301 @@
+//! Single rules of the engine.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lifeboat_capture::CapturedPoint;
+use lifeboat_model::{Epoch, Part, PointKind, ReplicationPolicy, Span};
+use lifeboat_wire::agent::{
+    Assignment, CaptureFigures, CaptureMode, Command, CommandKind, DiskState, Outcome,
+};
+
+use super::disk::{Decision, decide};
+use super::*;
+use crate::record::{DiskRecord, PendingSeal, Sent, Sync};
+
+const BYTES: u64 = 1 << 20;
+
+fn record(sync: Sync, sealed: Option<u64>, epoch: u64, parts: u32) -> DiskRecord {
+    let mut record = DiskRecord::new("serial".into(), "/dev/a".into());
+    record.sync = sync;
+    record.sealed = sealed.map(PointId::new);
+    record.sent = Some(Sent { epoch: Epoch(epoch), parts });
+    record.bytes = BYTES;
+    record
+}
+
+fn state(sealed: Option<u64>, epoch: u64, next_part: u32, copy: bool) -> DiskState {
+    DiskState {
+        epoch: Epoch(epoch),
+        next_part: Part(next_part),
+        sealed: sealed.map(PointId::new),
+        copy_bytes: copy.then_some(BYTES),
+    }
+}
+
+#[test]
+fn copy_and_record_must_agree() {
+    let pending = PendingSeal { point: PointId::new(8), epochs: [(DiskNumber(0), Epoch(5))].into() };
+    let pending = Some((&pending, Epoch(5)));
+    let following = record(Sync::Following, Some(7), 5, 2);
+    let resyncs = |decision| matches!(decision, Decision::Resync(_));
+    assert_eq!(decide(&following, None, &state(Some(7), 5, 2, true)), Decision::GoOn);
+    // An acknowledgement that was lost.
+    assert_eq!(decide(&following, None, &state(Some(7), 5, 3, true)), Decision::GoOn);
+    // Durable parts that are gone.
+    assert!(resyncs(decide(&following, None, &state(Some(7), 5, 1, true))));
+    assert!(resyncs(decide(&following, None, &state(Some(6), 4, 2, true))));
+    // A seal whose answer was lost, and one that is not ours.
+    assert_eq!(decide(&following, pending, &state(Some(8), 6, 0, true)), Decision::GoOn);
+    assert!(resyncs(decide(&following, None, &state(Some(8), 6, 0, true))));
+    assert!(resyncs(decide(&following, pending, &state(Some(9), 6, 0, true))));
+    assert!(resyncs(decide(&following, pending, &state(Some(8), 7, 0, true))));
+    // A pending point says nothing about a later epoch.
+    let later = record(Sync::Following, Some(8), 6, 3);
+    assert!(resyncs(decide(&later, pending, &state(Some(8), 6, 0, true))));
+    // No copy; one of zeroes is as good as none.
+    assert_eq!(decide(&following, None, &state(None, 1, 0, false)), Decision::CopyAll);
+    assert_eq!(
+        decide(&record(Sync::Following, Some(7), 5, 0), None, &state(Some(7), 5, 0, false)),
+        Decision::GoOn
+    );
+    let new = DiskRecord::new("serial".into(), "/dev/a".into());
+    assert_eq!(decide(&new, None, &state(None, 1, 0, false)), Decision::CopyAll);
+    assert!(resyncs(decide(&new, None, &state(None, 1, 1, true))));
+}
+
+/// An engine with one disk that follows its source, and what came out of it.
+struct Bench {
+    engine: Engine,
+    now: Duration,
+    told: Vec<&'static str>,
+    results: Vec<(u64, Outcome)>,
+    ways: Vec<Way>,
+    seals: Vec<SealPoint>,
+    fail_points: bool,
+    fail_freezes: bool,
+}
+
+impl Bench {
+    fn new(policy: ReplicationPolicy) -> Self {
+        let mut number = 0;
+        let draw = Box::new(move || {
+            number += 1;
+            number
+        });
+        let mut bench = Self {
+            engine: Engine::new(Record::default(), "bench".into(), draw),
+            now: Duration::ZERO,
+            told: Vec::new(),
+            results: Vec::new(),
+            ways: Vec::new(),
+            seals: Vec::new(),
+            fail_points: false,
+            fail_freezes: false,
+        };
+        let disk = WantedDisk { path: "/dev/a".into(), identity: Some("serial".into()) };
+        bench.engine.apply(Event::Wanted(vec![disk]), bench.now);
+        bench.assign(policy, 1, Vec::new());
+        bench
+    }
+
+    fn assign(&mut self, policy: ReplicationPolicy, revision: u64, commands: Vec<Command>) {
+        let assignment = Assignment {
+            revision,
+            policy,
+            replicate: true,
+            reason: None,
+            commands,
+            committed: None,
+            throttle_bytes_per_second: None,
+        };
+        self.engine.apply(Event::Assignment(Box::new(assignment)), self.now);
+        self.run();
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        for _ in 0..seconds * 10 {
+            self.now += Duration::from_millis(100);
+            self.run();
+        }
+    }
+
+    fn run(&mut self) {
+        while let Some(action) = self.engine.next(self.now) {
+            if let Some(event) = self.answer(action) {
+                self.engine.apply(event, self.now);
+            }
+        }
+    }
+
+    fn answer(&mut self, action: Action) -> Option<Event> {
+        Some(match action {
+            Action::Save(_) => Event::Saved(Ok(())),
+            Action::Open(disk, _) => {
+                let tracking = Tracking::Fresh("new".into());
+                Event::Opened(disk, Ok(Opened { bytes: BYTES, hardware_id: None, tracking, unlocated: None }))
+            }
+            Action::Describe(disk, _) => Event::Described(disk, Ok(state(None, 1, 0, false))),
+            Action::Join(disk) => Event::Joined(disk, Ok(())),
+            Action::Leave(disk) => Event::Left(disk),
+            Action::Copier(job) => {
+                let took = Duration::from_secs(1);
+                Event::Copier(job.disk, CopyStep::Sent { next_part: 1, sent_bytes: 4096, took })
+            }
+            Action::Round(round) => {
+                let point = round.point.as_ref().map(|order| self.point(order));
+                let parts = round.open.iter().map(|open| (open.disk, open.part + 1)).collect();
+                Event::Round(RoundEnd::Done(RoundDone {
+                    parts,
+                    sent_bytes: 4096,
+                    more: false,
+                    before_point: Duration::from_millis(10),
+                    point,
+                    unreadable: BTreeMap::new(),
+                }))
+            }
+            Action::Acknowledge => Event::Acknowledged,
+            Action::Seal(seal) => {
+                let point = seal.point;
+                self.seals.push(seal);
+                Event::Sealed(Ok(point))
+            }
+            Action::Tell(notice) => {
+                self.told.push(notice.code);
+                return None;
+            }
+            Action::Result(result) => {
+                self.results.push((result.request, result.outcome));
+                return None;
+            }
+            _ => return None,
+        })
+    }
+
+    fn point(&mut self, order: &PointOrder) -> Result<CapturedPoint, PointFailure> {
+        self.ways.push(order.way);
+        if self.fail_points && order.way == Way::Optimistic {
+            return Err(PointFailure::NotTaken("too busy".into()));
+        }
+        if self.fail_freezes && order.way != Way::Optimistic {
+            return Err(PointFailure::NotFrozen("cannot freeze /boot".into()));
+        }
+        let kind = if order.way == Way::Optimistic { PointKind::Crash } else { PointKind::Filesystem };
+        Ok(CapturedPoint {
+            time: Timestamp::from_millisecond(i64::try_from(self.now.as_millis()).unwrap()).unwrap(),
+            kind,
+            figures: CaptureFigures::default(),
+            disks: vec![(DiskNumber(0), BYTES)],
+            unreadable: Vec::new(),
+            not_frozen: Vec::new(),
+        })
+    }
+}
+
+fn policy() -> ReplicationPolicy {
+    ReplicationPolicy { interval: Span::seconds(5), ..ReplicationPolicy::default() }
+}
+
+#[test]
+fn points_come_at_a_fixed_rate() {
+    let mut bench = Bench::new(policy());
+    bench.wait(100);
+    assert!((19..=22).contains(&bench.seals.len()), "{}", bench.seals.len());
+    assert!(bench.ways.iter().all(|way| *way == Way::Optimistic));
+    assert!(bench.seals.windows(2).all(|pair| pair[0].disks[0].epoch.next() == pair[1].disks[0].epoch));
+    assert_eq!(bench.engine.summary().capture, CaptureMode::Optimistic);
+}
+
+#[test]
+fn three_failures_in_a_row_lead_to_freezes_and_back_again_and_it_is_told() {
+    let mut bench = Bench::new(policy());
+    bench.wait(6);
+    bench.fail_points = true;
+    bench.wait(20);
+    assert!(matches!(bench.engine.summary().capture, CaptureMode::Quiesced { .. }));
+    assert!(bench.told.contains(&"capture_quiesced"));
+    assert!(bench.told.iter().filter(|code| **code == "point_not_taken").count() >= 3);
+    assert!(bench.seals.iter().any(|seal| seal.kind == PointKind::Filesystem));
+    bench.fail_points = false;
+    bench.wait(90);
+    assert_eq!(bench.engine.summary().capture, CaptureMode::Optimistic);
+    assert!(bench.told.contains(&"capture_optimistic"));
+}
+
+#[test]
+fn where_freezing_fails_too_it_goes_on_without() {
+    let mut bench = Bench::new(policy());
+    bench.wait(6);
+    let sealed = bench.seals.len();
+    bench.ways.clear();
+    bench.fail_points = true;
+    bench.fail_freezes = true;
+    bench.wait(60);
+    assert_eq!(bench.seals.len(), sealed);
+    let optimistic = bench.ways.iter().filter(|way| **way == Way::Optimistic).count();
+    assert!(optimistic >= 6 && bench.ways.len() > optimistic, "{:?}", bench.ways);
+}
+
+#[test]
+fn a_filesystem_point_is_taken_when_the_policy_or_an_operator_asks() {
+    let filesystem_interval = Some(Span::seconds(60));
+    let mut bench = Bench::new(ReplicationPolicy { filesystem_interval, ..policy() });
+    bench.wait(125);
+    assert_eq!(bench.ways.iter().filter(|way| **way == Way::Quiesced).count(), 2);
+    let command = |request, kind| Command { request, kind: CommandKind::TakePoint { kind } };
+    let commands = vec![
+        command(1, PointKind::Filesystem),
+        command(2, PointKind::Application),
+        command(3, PointKind::Crash),
+    ];
+    bench.assign(policy(), 2, commands.clone());
+    bench.wait(1);
+    // The same commands again are not carried out again.
+    let sealed = bench.seals.len();
+    bench.assign(policy(), 3, commands);
+    assert_eq!(bench.seals.len(), sealed);
+    let taken =
+        |request| bench.results.iter().find(|(number, _)| *number == request).map(|(_, outcome)| outcome);
+    assert!(matches!(taken(1), Some(Outcome::PointTaken { .. })));
+    assert!(matches!(taken(2), Some(Outcome::Failed { message }) if message.contains("adapters")));
+    assert!(matches!(taken(3), Some(Outcome::PointTaken { .. })));
+}
+
+#[test]
+fn a_record_that_cannot_be_saved_stops_everything_until_it_can() {
+    let mut bench = Bench::new(policy());
+    bench.wait(6);
+    let sealed = bench.seals.len();
+    bench.engine.save_needed = true;
+    assert!(matches!(bench.engine.next(bench.now), Some(Action::Save(_))));
+    bench.engine.apply(Event::Saved(Err("no space".into())), bench.now);
+    assert_eq!(bench.engine.next(bench.now + Duration::from_secs(4)), None);
+    assert!(
+        matches!(bench.engine.summary().capture, CaptureMode::Stalled { reason } if reason.contains("no space"))
+    );
+    bench.wait(12);
+    assert!(bench.seals.len() > sealed);
+}
+
+#[test]
+fn a_disk_that_is_gone_stalls_points_and_is_compared_when_it_returns() {
+    let mut bench = Bench::new(policy());
+    bench.wait(6);
+    bench.engine.apply(Event::Problem(DiskNumber(0), DiskProblem::Gone("it is gone".into())), bench.now);
+    let summary = bench.engine.summary();
+    assert!(matches!(summary.capture, CaptureMode::Stalled { .. }), "{summary:?}");
+    assert_eq!(summary.disks[0].trouble.as_deref(), Some("it is gone"));
+    assert!(matches!(bench.engine.record().disks[&DiskNumber(0)].sync, Sync::Resync { .. }));
+    assert!(bench.told.is_empty() || !bench.told.contains(&"resync_finished"));
+}
+
+#[test]
+fn a_resync_command_is_done_when_all_disks_are() {
+    let mut bench = Bench::new(policy());
+    bench.wait(6);
+    bench.assign(policy(), 2, vec![Command { request: 9, kind: CommandKind::Resync }]);
+    bench.wait(2);
+    assert!(bench.told.contains(&"resync_started") && bench.told.contains(&"resync_finished"));
+    assert_eq!(bench.results, [(9, Outcome::Done)]);
+}

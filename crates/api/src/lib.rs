@@ -1,0 +1,18 @@
+//! The bodies of the vault's REST API, as an operator's programs see them.
+//!
+//! The command line's `--output json` prints these same shapes. Fields are only ever added.
+//! Identifiers are 16 hexadecimal digits, times RFC 3339, sizes bytes, spans of time texts such as
+//! `5s`.
+
+mod disk_point;
+mod server;
+mod site;
+mod volume;
+
+pub use disk_point::{ExportFormat, Point, PointDisk, TakePoint};
+pub use server::{Capture, CopyProgress, Disk, Policy, PolicyRule, Protection, Rpo, Server};
+pub use site::{
+    Certificate, ErrorBody, ErrorDetail, Event, EventList, ProcessServer, Request, RequestState, Status,
+    Verify, VerifyFault, VerifyKind, VerifyReport,
+};
+pub use volume::{OpenVolume, OpenedVolume, Volume, VolumeDisk};

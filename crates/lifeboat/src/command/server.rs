@@ -1,0 +1,163 @@
+//! `lifeboat server …`.
+
+use lifeboat_api::{CopyProgress, Policy, PolicyRule, Protection, RequestState, Server, VerifyKind};
+use lifeboat_model::ByteCount;
+
+use crate::arguments::{Output, ServerCommand, SiteArguments};
+use crate::command::status::print_servers;
+use crate::failure::{Answer, Failure};
+use crate::site;
+use crate::table::{milliseconds, print_json, print_line, time};
+
+pub async fn run(arguments: &SiteArguments, command: ServerCommand) -> Result<Answer, Failure> {
+    let vault = site::connect(arguments)?;
+    let json = arguments.output == Output::Json;
+    match command {
+        ServerCommand::List => {
+            let servers = vault.servers().await?;
+            if json { print_json(&servers)? } else { print_servers(&servers) }
+        }
+        ServerCommand::Show { server } => {
+            let server = vault.server(&server).await?;
+            if json { print_json(&server)? } else { print_server(&server) }
+        }
+        ServerCommand::SetPolicy { server, interval, filesystem_interval, retention, copy_limit } => {
+            let mut policy = vault.server(&server).await?.policy;
+            if let Some(interval) = interval {
+                policy.interval = interval;
+            }
+            if let Some(text) = filesystem_interval {
+                policy.filesystem_interval = unless_off(&text)?;
+            }
+            if let Some(text) = retention {
+                policy.retention = retention_rules(&text)?;
+            }
+            if let Some(text) = copy_limit {
+                policy.copy_bytes_per_second = unless_off(&text)?;
+            }
+            let server = vault.set_policy(&server, &policy).await?;
+            if json { print_json(&server)? } else { print_policy(&server.policy) }
+        }
+        ServerCommand::Resync { server, wait } => {
+            let request = vault.resync(&server).await?;
+            let request = if wait { vault.wait(&request).await? } else { request };
+            if json {
+                print_json(&request)?;
+            } else {
+                print_line(
+                    request.message.as_deref().unwrap_or("The resync begins at the agent's next report."),
+                );
+            }
+            return Ok(if request.state == RequestState::Failed { Answer::No } else { Answer::Done });
+        }
+    }
+    Ok(Answer::Done)
+}
+
+/// The word for a state.
+pub fn state_word(state: Protection) -> &'static str {
+    match state {
+        Protection::Discovered => "discovered",
+        Protection::InitialCopy => "initial copy",
+        Protection::Protected => "protected",
+        Protection::Resync => "resync",
+        Protection::Stalled => "stalled",
+        Protection::Disconnected => "disconnected",
+    }
+}
+
+/// One line about a running copy.
+pub fn copy_line(copy: &CopyProgress) -> String {
+    let percent = copy.done_bytes.saturating_mul(100) / copy.total_bytes.max(1);
+    let left = copy.left_seconds.map(|s| format!(", {} left", milliseconds(s * 1000))).unwrap_or_default();
+    format!(
+        "{percent} % of {}, {}/s{left}, {} sent",
+        ByteCount(copy.total_bytes),
+        ByteCount(copy.bytes_per_second),
+        ByteCount(copy.sent_bytes)
+    )
+}
+
+fn print_server(server: &Server) {
+    print_line(&format!("{} ({})", server.name, server.id));
+    let reason = server.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    print_line(&format!("State      {}{reason}", state_word(server.state)));
+    let why = server.capture.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    print_line(&format!("Capture    {}{why}", server.capture.mode));
+    if let Some(rpo) = &server.rpo {
+        print_line(&format!("RPO        {}, gated by {}", milliseconds(rpo.age_ms), rpo.gated_by));
+        print_line(&format!(
+            "           capture {}, queue {}, transfer {}, commit {}",
+            milliseconds(rpo.capture_ms),
+            milliseconds(rpo.queue_ms),
+            milliseconds(rpo.transfer_ms),
+            milliseconds(rpo.commit_ms)
+        ));
+    }
+    if let Some(point) = &server.newest_point {
+        print_line(&format!("Newest     {} {} ({})", time(point.time), point.kind, point.id));
+    }
+    print_line(&format!("Points     {}, {} stored", server.points, ByteCount(server.stored_bytes)));
+    for disk in &server.disks {
+        let hardware = disk.hardware_id.as_ref().map(|id| format!(" [{id}]")).unwrap_or_default();
+        let waiting = ByteCount(disk.waiting_bytes);
+        print_line(&format!(
+            "Disk {:<5} {} {}{hardware}, {waiting} waiting",
+            disk.number,
+            disk.path,
+            ByteCount(disk.bytes)
+        ));
+        if let Some(copy) = &disk.copy {
+            print_line(&format!("           {}", copy_line(copy)));
+        }
+        if let Some(trouble) = &disk.trouble {
+            print_line(&format!("           {trouble}"));
+        }
+    }
+    if let (Some(version), Some(kernel)) = (&server.agent_version, &server.kernel) {
+        let memory =
+            server.agent_memory_bytes.map(|bytes| format!(", {}", ByteCount(bytes))).unwrap_or_default();
+        print_line(&format!("Agent      {version} on Linux {kernel}{memory}"));
+    }
+    if let Some(name) = &server.process_server {
+        print_line(&format!(
+            "Through    process server {name}, {} in its spool",
+            ByteCount(server.spool_bytes)
+        ));
+    }
+    print_policy(&server.policy);
+}
+
+fn print_policy(policy: &Policy) {
+    let frozen = policy
+        .filesystem_interval
+        .map(|span| format!(", with file systems frozen every {span}"))
+        .unwrap_or_default();
+    print_line(&format!("Policy     a point every {}{frozen}", policy.interval));
+    for PolicyRule { until, every } in &policy.retention {
+        let kept = every.map_or_else(|| "every point".to_owned(), |every| format!("one point every {every}"));
+        print_line(&format!("           up to {until}: {kept}"));
+    }
+}
+
+fn unless_off<T: std::str::FromStr>(text: &str) -> Result<Option<T>, Failure>
+where
+    T::Err: std::error::Error,
+{
+    if text == "off" { Ok(None) } else { Ok(Some(text.parse()?)) }
+}
+
+fn retention_rules(text: &str) -> Result<Vec<PolicyRule>, Failure> {
+    text.split(',')
+        .map(|rule| {
+            let (until, every) =
+                rule.split_once(':').map_or((rule, None), |(until, every)| (until, Some(every)));
+            Ok(PolicyRule { until: until.parse()?, every: every.map(str::parse).transpose()? })
+        })
+        .collect()
+}
+
+/// What `verify` asks for.
+pub const fn verify_kind(against_source: bool) -> VerifyKind {
+    if against_source { VerifyKind::AgainstSource } else { VerifyKind::Stored }
+}

@@ -1,0 +1,204 @@
+//! The directory of a trial site: who has which certificate, settings and state where.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lifeboat_model::ServerId;
+use lifeboat_trust::private_file::{create_private_directory, write_durably};
+use lifeboat_trust::{Credentials, Identity, SiteAuthority};
+use serde::{Deserialize, Serialize};
+
+use super::Options;
+use crate::command::certificate::random_server_id;
+use crate::failure::Failure;
+use crate::site::Site;
+
+/// Certificates of a trial are good for so long, and made anew when less than a tenth of it is left.
+const VALIDITY: Duration = Duration::from_hours(397 * 24);
+
+/// What a trial decides once and then keeps.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    server: ServerId,
+    vault_listen: SocketAddr,
+    process_server_listen: SocketAddr,
+}
+
+/// Where everything of a trial site is.
+pub struct Layout {
+    pub dir: PathBuf,
+    pub server: ServerId,
+    pub vault_listen: SocketAddr,
+    pub process_server_listen: SocketAddr,
+    pub agent_program: PathBuf,
+}
+
+impl Layout {
+    /// Makes what is missing: authority, certificates, settings. Everything else stays as it is.
+    pub fn prepare(options: &Options) -> Result<Self, Failure> {
+        create_private_directory(&options.dir)?;
+        let dir = std::path::absolute(&options.dir)?;
+        let kept = Kept::load_or_choose(&dir, options)?;
+        let layout = Self {
+            dir,
+            server: kept.server,
+            vault_listen: kept.vault_listen,
+            process_server_listen: kept.process_server_listen,
+            agent_program: agent_program(options)?,
+        };
+        layout.issue_certificates()?;
+        layout.write_settings(options)?;
+        Ok(layout)
+    }
+
+    /// How the command line reaches the vault.
+    pub fn site(&self) -> Site {
+        Site { vault: format!("https://{}", self.vault_listen), credentials: self.dir.join("operator") }
+    }
+
+    pub fn vault_settings(&self) -> PathBuf {
+        self.dir.join("vault/vault.toml")
+    }
+
+    pub fn process_server_settings(&self) -> PathBuf {
+        self.dir.join("process-server/process-server.toml")
+    }
+
+    pub fn agent_settings(&self) -> PathBuf {
+        self.dir.join("agent/agent.toml")
+    }
+
+    /// The log of a role.
+    pub fn log(&self, role: &str) -> PathBuf {
+        self.dir.join("logs").join(format!("{role}.log"))
+    }
+
+    fn issue_certificates(&self) -> Result<(), Failure> {
+        let now = Timestamp::now();
+        let home = self.dir.join("authority");
+        let authority = if home.exists() {
+            SiteAuthority::open(&home)?
+        } else {
+            SiteAuthority::create(&home, "trial", now)?
+        };
+        let hosts = |address: SocketAddr| vec![address.ip().to_string(), "localhost".to_owned()];
+        for (place, identity, hosts) in [
+            ("vault/credentials", Identity::Vault, hosts(self.vault_listen)),
+            (
+                "process-server/credentials",
+                Identity::ProcessServer("trial".to_owned()),
+                hosts(self.process_server_listen),
+            ),
+            ("agent/credentials", Identity::Agent(self.server), Vec::new()),
+            ("operator", Identity::Operator("trial".to_owned()), Vec::new()),
+        ] {
+            let place = self.dir.join(place);
+            let soon = now + VALIDITY / 10;
+            let good = place.exists() && Credentials::load(&place, now).is_ok_and(|c| c.not_after() > soon);
+            if !good {
+                if let Some(parent) = place.parent() {
+                    create_private_directory(parent)?;
+                }
+                authority.issue(&identity, &hosts, VALIDITY, now)?.write_bundle(&place)?;
+            }
+        }
+        create_private_directory(&self.dir.join("logs"))?;
+        Ok(())
+    }
+
+    fn write_settings(&self, options: &Options) -> Result<(), Failure> {
+        let text = |path: &Path| toml::Value::String(path.display().to_string());
+        let table = |entries: Vec<(&str, toml::Value)>| -> toml::Table {
+            entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        };
+        let vault = table(vec![
+            ("listen", self.vault_listen.to_string().into()),
+            ("credentials", text(&self.dir.join("vault/credentials"))),
+            ("state", text(&self.dir.join("vault/state"))),
+            ("revocations", text(&self.dir.join("authority/revoked.json"))),
+            (
+                "nbd",
+                table(vec![("socket_directory", format!("/run/lifeboat/{}", self.server).into())]).into(),
+            ),
+        ]);
+        let spool = table(vec![
+            // All roles share one disk here, so the thresholds for a spool of its own would be reached early.
+            ("warn_below_percent", 10.into()),
+            ("critical_below_percent", 5.into()),
+            ("throttle_below_percent", 3.into()),
+        ]);
+        let process_server = table(vec![
+            ("name", "trial".into()),
+            ("listen", self.process_server_listen.to_string().into()),
+            ("vault", self.site().vault.into()),
+            ("credentials", text(&self.dir.join("process-server/credentials"))),
+            ("state", text(&self.dir.join("process-server/state"))),
+            ("spool", spool.into()),
+        ]);
+        let disks: Vec<_> = options.disks.iter().map(|disk| text(disk)).collect();
+        let mut agent = table(vec![
+            ("process_servers", vec![format!("https://{}", self.process_server_listen)].into()),
+            ("credentials_dir", text(&self.dir.join("agent/credentials"))),
+            ("state_dir", text(&self.dir.join("agent/state"))),
+            ("disks", disks.into()),
+            // Two trials on one machine must not share their tracking.
+            ("pin_dir", format!("/sys/fs/bpf/lifeboat-{}", self.server).into()),
+        ]);
+        if let Some(name) = &options.name {
+            agent.insert("server_name".to_owned(), name.clone().into());
+        }
+        for (file, settings) in [
+            (self.vault_settings(), vault),
+            (self.process_server_settings(), process_server),
+            (self.agent_settings(), agent),
+        ] {
+            write_durably(&file, toml::to_string(&settings)?.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+impl Kept {
+    fn load_or_choose(dir: &Path, options: &Options) -> Result<Self, Failure> {
+        let file = dir.join("trial.toml");
+        let mut kept = match fs::read_to_string(&file) {
+            Ok(text) => toml::from_str(&text).map_err(|error| {
+                Failure::new(format!("{} is damaged: {}", file.display(), error.message()))
+            })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self {
+                server: random_server_id()?,
+                vault_listen: free_address(443)?,
+                process_server_listen: free_address(9443)?,
+            },
+            Err(error) => return Err(Failure::new(format!("cannot read {}: {error}", file.display()))),
+        };
+        kept.vault_listen = options.vault_listen.unwrap_or(kept.vault_listen);
+        kept.process_server_listen = options.process_server_listen.unwrap_or(kept.process_server_listen);
+        write_durably(&file, toml::to_string(&kept)?.as_bytes())?;
+        Ok(kept)
+    }
+}
+
+/// `wanted` on the loopback address if it is free, else a port that is.
+fn free_address(wanted: u16) -> Result<SocketAddr, Failure> {
+    let listen = |port| TcpListener::bind(("127.0.0.1", port));
+    let listener = listen(wanted).or_else(|_| listen(0));
+    listener
+        .and_then(|listener| listener.local_addr())
+        .map_err(|error| Failure::new(format!("no port of 127.0.0.1 is free: {error}")))
+}
+
+fn agent_program(options: &Options) -> Result<PathBuf, Failure> {
+    if let Some(program) = &options.agent {
+        return Ok(program.clone());
+    }
+    let beside = std::env::current_exe()?.with_file_name("lifeboat-agent");
+    if beside.exists() {
+        return Ok(beside);
+    }
+    Err(Failure::new(format!("there is no {}; name the agent's program with --agent", beside.display())))
+}

@@ -1,0 +1,139 @@
+//! `lifeboat trial`: a vault, a process server and an agent on one machine, each a process of its
+//! own with its own certificate and settings, as they would run on separate machines. This command
+//! only makes their settings, starts them, starts one anew that dies, and shows what goes on.
+
+mod layout;
+mod screen;
+mod supervisor;
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use lifeboat_client::Vault;
+use lifeboat_model::Span;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::arguments::SiteArguments;
+use crate::failure::{Answer, Failure};
+use crate::site;
+use crate::table::print_line;
+
+use layout::Layout;
+use screen::Screen;
+use supervisor::Supervisor;
+
+#[derive(Args)]
+pub struct Options {
+    /// Where the site keeps all of its state; made when missing, gone on with when not.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// A disk of this machine to protect. Repeatable.
+    #[arg(long = "disk", value_name = "DEVICE", required = true)]
+    pub disks: Vec<PathBuf>,
+    /// Time between recovery points.
+    #[arg(long, default_value = "5s")]
+    pub interval: Span,
+    /// Print a line a change instead of a live screen.
+    #[arg(long)]
+    pub no_ui: bool,
+    /// The agent's program, when it does not lie beside this one.
+    #[arg(long, value_name = "FILE")]
+    pub agent: Option<PathBuf>,
+    /// Where the vault listens; the first free of 443 and any, when absent, and the same from then on.
+    #[arg(long, value_name = "ADDRESS")]
+    pub vault_listen: Option<SocketAddr>,
+    /// Where the process server listens; the first free of 9443 and any, when absent, likewise.
+    #[arg(long, value_name = "ADDRESS")]
+    pub process_server_listen: Option<SocketAddr>,
+    /// The name of the protected server; this machine's name when absent.
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// How often the screen looks at the vault.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+pub async fn run(_arguments: &SiteArguments, options: &Options) -> Result<Answer, Failure> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::new("a trial tracks disks with eBPF, which needs root: run it again with sudo"));
+    }
+    let layout = Layout::prepare(options)?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut supervisor = Supervisor::new(&layout)?;
+    let site = layout.site();
+    site.write(&layout.dir)?;
+    site::remember(&site);
+    let mut screen = Screen::new(!options.no_ui && std::io::stdout().is_terminal(), &layout);
+    let started = tokio::select! {
+        started = start(&mut supervisor, &site, options, &layout) => Some(started),
+        _ = interrupt.recv() => None,
+        _ = terminate.recv() => None,
+    };
+    let outcome = match started {
+        Some(Ok(vault)) => {
+            tokio::select! {
+                outcome = watch(&mut supervisor, &vault, &mut screen, &layout) => outcome,
+                _ = interrupt.recv() => Ok(()),
+                _ = terminate.recv() => Ok(()),
+            }
+        }
+        Some(Err(failure)) => Err(failure),
+        None => Ok(()),
+    };
+    screen.leave();
+    print_line("Stopping agent, process server and vault.");
+    supervisor.stop().await;
+    outcome?;
+    print_line("Stopped. Writes to the disks stay tracked; starting the trial again goes on where it was.");
+    print_line(&format!(
+        "To end tracking: lifeboat-agent untrack --config {}",
+        layout.agent_settings().display()
+    ));
+    Ok(Answer::Done)
+}
+
+/// Starts the roles from right to left, so that each finds the one that it calls.
+async fn start(
+    supervisor: &mut Supervisor,
+    site: &site::Site,
+    options: &Options,
+    layout: &Layout,
+) -> Result<Vault, Failure> {
+    supervisor.start_vault()?;
+    let vault = site.connect()?;
+    supervisor.await_vault(&vault).await?;
+    supervisor.start_process_server()?;
+    supervisor.await_process_server().await?;
+    supervisor.start_agent()?;
+    let server = supervisor.await_server(&vault).await?;
+    if server.policy.interval != options.interval {
+        let mut policy = server.policy;
+        policy.interval = options.interval;
+        vault.set_policy(&layout.server.to_string(), &policy).await?;
+    }
+    Ok(vault)
+}
+
+async fn watch(
+    supervisor: &mut Supervisor,
+    vault: &Vault,
+    screen: &mut Screen,
+    layout: &Layout,
+) -> Result<(), Failure> {
+    let name = layout.server.to_string();
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        looks.tick().await;
+        for sentence in supervisor.restart_dead()? {
+            screen.say(&sentence);
+        }
+        match tokio::try_join!(vault.server(&name), vault.events(Some(&name), Some("warning"), 3)) {
+            Ok((server, events)) => screen.show(&server, &events),
+            Err(error) => screen.say(&format!("The vault does not answer: {error}")),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! `lifeboat`: all server roles as subcommands, and the operator's command line.
+
+mod arguments;
+mod command;
+mod failure;
+mod site;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::arguments::{Arguments, Command, Output};
+use crate::failure::{Answer, Failure};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let json = arguments.site.output == Output::Json;
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&Failure::new(format!("cannot start threads: {error}")), json),
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(Answer::Done) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        Err(failure) => refuse(&failure, json),
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<Answer, Failure> {
+    let site = &arguments.site;
+    match arguments.command {
+        Command::Status => command::status::status(site).await,
+        Command::Server(what) => command::server::run(site, what).await,
+        Command::Point(what) => command::point::run(site, what).await,
+        Command::Volume(what) => command::volume::run(site, what).await,
+        Command::Verify { server, against_source } => {
+            command::verify::run(site, &server, against_source).await
+        }
+        Command::Event(what) => command::event::run(site, what).await,
+        Command::Trial(options) => command::trial::run(site, &options).await,
+        Command::Vault(what) => command::role::vault(site, what).await,
+        Command::ProcessServer(what) => command::role::process_server(site, what).await,
+        Command::Authority(what) => command::certificate::authority(site, what),
+        Command::Certificate(what) => command::certificate::run(site, what),
+    }
+}
+
+/// Says on standard error what could not be done, in the form that was asked for.
+fn refuse(failure: &Failure, json: bool) -> ExitCode {
+    if json {
+        eprintln!("{}", serde_json::json!({"error": {"code": failure.code, "message": failure.sentence}}));
+    } else {
+        eprintln!("lifeboat: {}", failure.sentence);
+    }
+    ExitCode::from(2)
+}

@@ -1,0 +1,20 @@
+//! The vocabulary of Lifeboat: identifiers, blocks, points, policies.
+//!
+//! Everything here is plain data. Nothing reads a clock, draws a random number or does
+//! input or output; who needs those takes them as parameters.
+
+mod block;
+mod block_set;
+mod digest;
+mod human;
+mod id;
+mod point;
+mod policy;
+
+pub use block::{BLOCK_BYTES, Extent, FRAME_BLOCKS, FRAME_BYTES, blocks_of_bytes};
+pub use block_set::BlockSet;
+pub use digest::{BlockDigest, Digest};
+pub use human::{ByteCount, Span, SpanError};
+pub use id::{DiskNumber, Epoch, IdError, Part, PointId, ServerId, VaultId, VolumeId};
+pub use point::PointKind;
+pub use policy::{ReplicationPolicy, RetentionRule};

@@ -1,0 +1,295 @@
+//! The requests of agents. Who calls is known from the certificate alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Extension, Json, Router};
+use futures::StreamExt;
+use lifeboat_model::{DiskNumber, Epoch, Part, ServerId};
+use lifeboat_transport::{AgentPeer, ApiError, RequestId};
+use lifeboat_wire::agent::{
+    AgentReport, Assignment, DigestRequest, DiskDescription, DiskState, RequestResult, SealPoint, SealReceipt,
+};
+use lifeboat_wire::agent_path as path;
+use lifeboat_wire::process_server::{self, DiskRegistration, RegisterDisk, ServerResult};
+use serde::{Deserialize, Serialize};
+
+use crate::courier::Courier;
+use crate::link::{LinkError, VaultLink};
+use crate::receiver::{PartPlace, Receiver};
+use crate::refusal::Refusal;
+
+/// The longest time for which an agent's question for its assignment is held back.
+const ASSIGNMENT_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How long an agent that describes a known disk waits for the vault.
+const REGISTER_WAIT: Duration = Duration::from_secs(5);
+
+/// How long and how much an agent may go on sending a part that is refused.
+const REFUSED_TIME_MAX: Duration = Duration::from_secs(5);
+const REFUSED_BYTES_MAX: u64 = 256 << 20;
+
+/// What the handlers work with.
+pub(crate) struct Desk<V> {
+    pub receiver: Receiver,
+    pub courier: Arc<Courier<V>>,
+    pub digest_wait: Duration,
+}
+
+type Shared<V> = State<Arc<Desk<V>>>;
+
+/// The paths that agents call.
+pub(crate) fn router<V: VaultLink>(desk: Arc<Desk<V>>) -> Router {
+    Router::new()
+        .route(path::REPORT, post(report::<V>))
+        .route(path::ASSIGNMENT, get(assignment::<V>))
+        .route(path::POINTS, post(seal::<V>))
+        .route(path::DISK, put(describe::<V>))
+        .route(path::PART, put(part::<V>))
+        .route(path::DIGESTS, post(digests::<V>))
+        .route(path::RESULTS, post(result::<V>))
+        .with_state(desk)
+}
+
+/// A refusal on its way out, with the id of its request.
+struct Refused(Refusal, Option<RequestId>);
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal, None)
+    }
+}
+
+#[derive(Serialize)]
+struct ConflictBody<'a> {
+    error: lifeboat_transport::ErrorDetail,
+    state: &'a DiskState,
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let Self(refusal, request_id) = self;
+        let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let Some(state) = refusal.state() else {
+            return ApiError::new(status, refusal.code(), refusal.to_string()).into_response();
+        };
+        let error = lifeboat_transport::ErrorDetail {
+            code: refusal.code().into(),
+            message: refusal.to_string(),
+            request_id: request_id.map(|id| id.0).unwrap_or_default(),
+        };
+        (status, Json(ConflictBody { error, state })).into_response()
+    }
+}
+
+/// Runs what may block on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Refusal::Stopping))
+}
+
+async fn report<V: VaultLink>(
+    State(desk): Shared<V>,
+    AgentPeer(server): AgentPeer,
+    Json(mut report): Json<AgentReport>,
+) -> StatusCode {
+    let mut events = std::mem::take(&mut report.events);
+    for event in &mut events {
+        event.server = Some(server);
+    }
+    let courier = Arc::clone(&desk.courier);
+    let clock = courier.clock;
+    if courier.agents.heard(server, report, clock.now(), clock.wall()) {
+        courier.report_soon.notify_one();
+    }
+    if !events.is_empty() {
+        // A panic inside was logged; the agent's report itself was taken.
+        let _ = tokio::task::spawn_blocking(move || courier.tell(events)).await;
+    }
+    StatusCode::NO_CONTENT
+}
+
+#[derive(Deserialize)]
+struct AssignmentQuery {
+    seen: Option<u64>,
+    wait_ms: Option<u64>,
+}
+
+async fn assignment<V: VaultLink>(
+    State(desk): Shared<V>,
+    AgentPeer(server): AgentPeer,
+    Query(query): Query<AssignmentQuery>,
+) -> Json<Assignment> {
+    let wait = Duration::from_millis(query.wait_ms.unwrap_or(0)).min(ASSIGNMENT_WAIT_MAX);
+    Json(desk.courier.desk.wait_for(server, query.seen, wait).await)
+}
+
+async fn seal<V: VaultLink>(
+    State(desk): Shared<V>,
+    AgentPeer(server): AgentPeer,
+    Extension(id): Extension<RequestId>,
+    Json(seal): Json<SealPoint>,
+) -> Result<Json<SealReceipt>, Refused> {
+    let sealed = async {
+        desk.courier.desk.check_replicates(server)?;
+        let (gateway, wall) = (Arc::clone(&desk.courier.gateway), desk.courier.clock.wall());
+        blocking(move || gateway.seal_point(server, &seal, wall)).await
+    };
+    let receipt = sealed.await.map_err(|refusal| Refused(refusal, Some(id)))?;
+    desk.courier.report_soon.notify_one();
+    Ok(Json(receipt))
+}
+
+async fn describe<V: VaultLink>(
+    State(desk): Shared<V>,
+    AgentPeer(server): AgentPeer,
+    Path(disk): Path<DiskNumber>,
+    Json(description): Json<DiskDescription>,
+) -> Result<Json<DiskState>, Refused> {
+    let registration = register(&desk, server, disk, &description).await?;
+    let (gateway, wall) = (Arc::clone(&desk.courier.gateway), desk.courier.clock.wall());
+    let described =
+        blocking(move || gateway.describe_disk(server, disk, &description, registration, wall)).await;
+    Ok(Json(described?))
+}
+
+/// Asks the vault, and does without it where the disk is known here.
+async fn register<V: VaultLink>(
+    desk: &Desk<V>,
+    server: ServerId,
+    disk: DiskNumber,
+    description: &DiskDescription,
+) -> Result<Option<(DiskRegistration, u64)>, Refusal> {
+    let gateway = &desk.courier.gateway;
+    let known = gateway.knows_disk(server, disk);
+    let commits = gateway.commits(server);
+    let request = RegisterDisk { description: description.clone() };
+    let asking = desk.courier.link.register_disk(server, disk, &request);
+    let answer = if known {
+        let in_time = tokio::time::timeout(REGISTER_WAIT, asking).await;
+        in_time.unwrap_or_else(|_| Err(LinkError::Unreachable("it did not answer in time".into())))
+    } else {
+        asking.await
+    };
+    match answer {
+        Ok(registration) => Ok(Some((registration, commits))),
+        Err(error) if known && error.retry_helps() => {
+            tracing::info!(%server, %disk, "a known disk was described without the vault: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(Refusal::Vault(error)),
+    }
+}
+
+async fn part<V: VaultLink>(
+    State(desk): Shared<V>,
+    AgentPeer(server): AgentPeer,
+    Path((disk, epoch, part)): Path<(DiskNumber, Epoch, Part)>,
+    Extension(id): Extension<RequestId>,
+    body: Body,
+) -> Response {
+    let mut body = body.into_data_stream();
+    let received = async {
+        desk.courier.desk.check_replicates(server)?;
+        let place = PartPlace { server, disk, epoch, part };
+        desk.receiver.receive(place, &mut body).await
+    };
+    let refusal = match received.await {
+        Ok(receipt) => return Json(receipt).into_response(),
+        Err(refusal) => refusal,
+    };
+    // One that was silent or was replaced will hardly send the rest.
+    let silent = matches!(refusal, Refusal::Superseded { .. } | Refusal::Stalled(_));
+    let read = !silent && read_rest(&mut body).await;
+    let mut response = Refused(refusal, Some(id)).into_response();
+    if !read {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Reads what is left of a refused body, within bounds. A client that is still sending when the
+/// connection closes often sees no more than that it closed.
+async fn read_rest(body: &mut BodyDataStream) -> bool {
+    let reading = async {
+        let mut bytes = 0;
+        while let Some(piece) = body.next().await {
+            let Ok(piece) = piece else { return false };
+            bytes += piece.len() as u64;
+            if bytes > REFUSED_BYTES_MAX {
+                return false;
+            }
+        }
+        true
+    };
+    tokio::time::timeout(REFUSED_TIME_MAX, reading).await.unwrap_or(false)
+}
+
+async fn digests<V: VaultLink>(
+    State(desk): Shared<V>,
+    AgentPeer(server): AgentPeer,
+    Path(disk): Path<DiskNumber>,
+    Json(request): Json<DigestRequest>,
+) -> Result<Response, Refused> {
+    let gateway = &desk.courier.gateway;
+    let snapshot = gateway.snapshot(server, disk).ok_or(Refusal::UnknownDisk { disk })?;
+    let deadline = tokio::time::Instant::now() + desk.digest_wait;
+    let mut changes = gateway.subscribe();
+    loop {
+        changes.mark_unchanged();
+        let Some(behind) = gateway.behind(server, &snapshot) else { break };
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = tokio::time::sleep_until(deadline) => {
+                let crate::gateway::Behind { files, bytes, points } = behind;
+                return Err(Refusal::UploadBehind { files, bytes, points }.into());
+            }
+        }
+    }
+    let open_files = if request.point.is_none() { gateway.stored_files(server, disk) } else { Vec::new() };
+    let request = process_server::DigestRequest { point: request.point, open_files, of: request.of };
+    let stream = desk.courier.link.digests(server, disk, &request).await.map_err(Refusal::Vault)?;
+    let mut response = Response::new(Body::from_stream(stream));
+    let kind = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}
+
+async fn result<V: VaultLink>(
+    State(desk): Shared<V>,
+    AgentPeer(server): AgentPeer,
+    Json(result): Json<RequestResult>,
+) -> Result<StatusCode, Refused> {
+    let courier = Arc::clone(&desk.courier);
+    blocking(move || courier.keep_result(ServerResult { server, result })).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_conflict_says_where_the_disk_stands() {
+        let state = DiskState { epoch: Epoch(4), next_part: Part(2), sealed: None, copy_bytes: None };
+        let refusal = Refusal::WrongPart {
+            disk: DiskNumber(1),
+            epoch: Epoch(4),
+            part: Part(7),
+            state: Box::new(state.clone()),
+        };
+        let response = Refused(refusal, Some(RequestId("r-1".into()))).into_response();
+        assert_eq!(response.status(), StatusCode::CONFLICT);
+        let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["error"]["code"], "wrong_part");
+        assert_eq!(body["error"]["request_id"], "r-1");
+        assert_eq!(serde_json::from_value::<DiskState>(body["state"].clone()).unwrap(), state);
+    }
+}

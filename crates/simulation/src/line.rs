@@ -1,0 +1,646 @@
+//! All requests between the roles, and what becomes of them on the way.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use lifeboat_agent::engine::{Failure, OpenEpoch};
+use lifeboat_hrl::verify_file;
+use lifeboat_model::{BlockDigest, DiskNumber, PointId, ServerId};
+use lifeboat_process_server::{Gateway, LinkError, Refusal, UploadError};
+use lifeboat_vault::{Vault, VaultError, VolumesError};
+use lifeboat_volume::PointDisk;
+use lifeboat_wire::agent::{DigestRequest, DiskDescription, DiskState, SealPoint};
+use lifeboat_wire::process_server::{self, CommitPoint, CommitReceipt, DiskRegistration, GrantRequest};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::content::part_stream;
+use crate::faults::Faults;
+use crate::model::{Model, PartPlace, check_sentence};
+use crate::recovery_site::RecoverySite;
+use crate::site::{self, Site, Written};
+use crate::store::{Fault, FaultKind};
+
+/// When the simulated world begins.
+const BEGIN_SECONDS: i64 = 1_800_000_000;
+
+/// What happened, for people.
+pub type Log = Arc<Mutex<Vec<String>>>;
+
+/// How the clocks of the roles differ from the true time, in milliseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clocks {
+    pub agent_ms: i64,
+    pub site_ms: i64,
+    pub vault_ms: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Good,
+    NotSent,
+    AnswerLost,
+}
+
+/// Everything but the agents.
+pub struct Line {
+    pub random: StdRng,
+    pub log: Log,
+    pub now: Duration,
+    pub faults: Faults,
+    /// Nothing goes wrong any more.
+    pub quiet: bool,
+    pub agents_cut_until: Duration,
+    pub vault_cut_until: Duration,
+    pub clocks: Clocks,
+    pub dir: PathBuf,
+    pub sites: Vec<Site>,
+    /// Which of them the agents talk to.
+    pub current: usize,
+    pub recovery: RecoverySite,
+    pub model: Model,
+    pub next_value: u32,
+}
+
+impl Line {
+    pub fn note(&self, what: impl Into<String>) {
+        let what = what.into().replace(&self.dir.display().to_string(), "DIR");
+        self.log.lock().unwrap().push(format!("{:>9.1}s {what}", self.now.as_secs_f64()));
+    }
+
+    pub fn wall(&self, offset_ms: i64) -> Timestamp {
+        let now = SignedDuration::try_from(self.now).unwrap() + SignedDuration::from_millis(offset_ms);
+        Timestamp::from_second(BEGIN_SECONDS).unwrap() + now
+    }
+
+    pub fn vault_wall(&self) -> Timestamp {
+        self.wall(self.clocks.vault_ms)
+    }
+
+    pub fn advance(&mut self, by: Duration) {
+        self.now += by;
+        let wall = self.vault_wall();
+        self.recovery.store.set_wall(Duration::from_millis(u64::try_from(wall.as_millisecond()).unwrap()));
+    }
+
+    pub fn chance(&mut self, wanted: bool, in_1000: u32) -> bool {
+        wanted && !self.quiet && self.random.random_ratio(in_1000, 1000)
+    }
+
+    pub fn value(&mut self) -> u32 {
+        self.next_value += 1;
+        self.next_value
+    }
+
+    fn fate(&mut self, cut: bool) -> Fate {
+        if cut {
+            return Fate::NotSent;
+        }
+        if self.chance(self.faults.line, 80) {
+            return if self.random.random_bool(0.5) { Fate::NotSent } else { Fate::AnswerLost };
+        }
+        Fate::Good
+    }
+
+    fn agents_fate(&mut self) -> Fate {
+        let cut = self.now < self.agents_cut_until;
+        self.fate(cut)
+    }
+
+    fn gateway(&self) -> Result<Arc<Gateway>, Failure> {
+        self.sites[self.current]
+            .gateway
+            .clone()
+            .ok_or_else(|| Failure::Away("the process server is down".into()))
+    }
+
+    /// The process server is killed.
+    pub fn crash_site(&mut self, site: usize) {
+        self.note(format!("process server {site} is killed"));
+        self.sites[site].gateway = None;
+    }
+
+    /// What an agent makes of a refusal that came over HTTP.
+    fn judge(&mut self, what: &str, refusal: &Refusal) -> Failure {
+        let message = refusal.to_string();
+        check_sentence(&message);
+        self.note(format!("  {what} refused: {message}"));
+        match refusal.status() {
+            409 | 404 => Failure::Conflict(message),
+            408 | 429 | 500.. => Failure::Away(message),
+            _ => Failure::Refused(message),
+        }
+    }
+
+    // The agent's requests.
+
+    pub async fn describe(
+        &mut self,
+        server: ServerId,
+        disk: DiskNumber,
+        description: &DiskDescription,
+    ) -> Result<DiskState, Failure> {
+        let fate = self.agents_fate();
+        if fate == Fate::NotSent {
+            return Err(Failure::Away("cut off".into()));
+        }
+        let gateway = self.gateway()?;
+        let known = gateway.knows_disk(server, disk);
+        let commits = gateway.commits(server);
+        let registration = match self.register(server, disk, description).await {
+            Ok(registration) => Some((registration, commits)),
+            Err(error) if known && error.retry_helps() => None,
+            Err(error) => return Err(self.judge("describe", &Refusal::Vault(error))),
+        };
+        let described =
+            gateway.describe_disk(server, disk, description, registration, self.wall(self.clocks.site_ms));
+        self.take_events(self.current);
+        let state = match described {
+            Ok(state) => state,
+            Err(refusal) => return Err(self.judge("describe", &refusal)),
+        };
+        self.note(format!(
+            "  disk {disk} of {server} stands at epoch {}, part {}, sealed {:?}",
+            state.epoch, state.next_part, state.sealed
+        ));
+        match fate {
+            Fate::AnswerLost => Err(Failure::Away("the answer was lost".into())),
+            _ => Ok(state),
+        }
+    }
+
+    /// Sends one part; durable when this is well.
+    pub fn part(&mut self, server: ServerId, open: OpenEpoch, messages: &[Vec<u8>]) -> Result<(), Failure> {
+        let stream = part_stream(messages);
+        let fate = self.agents_fate();
+        if fate == Fate::NotSent {
+            return Err(Failure::Away("cut off".into()));
+        }
+        let gateway = self.gateway()?;
+        if self.chance(self.faults.site_crash, 10) {
+            // In the middle of the file, or just before it gets its name.
+            if let Ok(ticket) = site::begin(&gateway, server, open, &mut self.random) {
+                let end = self.random.random_range(0..=stream.len());
+                let _ = site::write(&ticket, &stream[..end], &mut self.random);
+            }
+            drop(gateway);
+            self.crash_site(self.current);
+            return Err(Failure::Away("the process server was killed".into()));
+        }
+        if self.chance(self.faults.streams, 30) {
+            let end = self.random.random_range(0..stream.len());
+            self.note(format!(
+                "  part {}-{} of disk {} is cut after {end} bytes",
+                open.epoch, open.part, open.disk
+            ));
+            match site::receive(&gateway, server, open, &stream[..end], &mut self.random) {
+                Written::Refused(refusal) => drop(self.judge("cut part", &refusal)),
+                Written::Durable(..) => {
+                    panic!("a part that was cut after {end} of {} bytes counts", stream.len())
+                }
+            }
+            return Err(Failure::Away("the stream was cut".into()));
+        }
+        let written = if self.chance(self.faults.streams, 20) {
+            self.overtaken(&gateway, server, open, &stream)
+        } else {
+            site::receive(&gateway, server, open, &stream, &mut self.random)
+        };
+        let summary = match written {
+            Written::Durable(summary) => summary,
+            Written::Refused(refusal) => return Err(self.judge("part", &refusal)),
+        };
+        let place =
+            PartPlace { site: self.current, server, disk: open.disk, epoch: open.epoch, part: open.part };
+        self.model.acknowledged.insert(place, summary.digest);
+        if self.chance(self.faults.streams, 30) {
+            match site::receive(&gateway, server, open, &stream, &mut self.random) {
+                Written::Refused(refusal) => {
+                    assert_eq!(refusal.status(), 409, "a part sent twice: {refusal}");
+                }
+                Written::Durable(..) => panic!("a part was taken twice"),
+            }
+        }
+        if self.chance(self.faults.site_crash, 10) {
+            drop(gateway);
+            self.crash_site(self.current);
+            return Err(Failure::Away("the process server was killed".into()));
+        }
+        match fate {
+            Fate::AnswerLost => {
+                self.note(format!(
+                    "  the receipt of part {}-{} of disk {} is lost",
+                    open.epoch, open.part, open.disk
+                ));
+                Err(Failure::Away("the receipt was lost".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An earlier connection with the same part is still there, and ends after the later one began.
+    fn overtaken(&mut self, gateway: &Gateway, server: ServerId, open: OpenEpoch, stream: &[u8]) -> Written {
+        let earlier = match site::begin(gateway, server, open, &mut self.random) {
+            Ok(earlier) => earlier,
+            Err(refusal) => return Written::Refused(refusal),
+        };
+        let later = match site::begin(gateway, server, open, &mut self.random) {
+            Ok(later) => later,
+            Err(refusal) => return Written::Refused(refusal),
+        };
+        assert!(earlier.taken_over.is_cancelled(), "two connections write one part");
+        match site::finish(gateway, &earlier, stream, &mut self.random) {
+            Written::Refused(refusal) => check_sentence(&refusal.to_string()),
+            Written::Durable(..) => panic!("a connection that was taken over finished its part"),
+        }
+        site::finish(gateway, &later, stream, &mut self.random)
+    }
+
+    pub fn seal(&mut self, server: ServerId, seal: &SealPoint) -> Result<PointId, Failure> {
+        let fate = self.agents_fate();
+        if fate == Fate::NotSent {
+            return Err(Failure::Away("cut off".into()));
+        }
+        let gateway = self.gateway()?;
+        let sealed = gateway.seal_point(server, seal, self.wall(self.clocks.site_ms));
+        if let Err(refusal) = &sealed {
+            return Err(self.judge("seal", refusal));
+        }
+        self.model.figures.sealed += 1;
+        self.note(format!("  point {} of {server} is sealed", seal.point));
+        if self.chance(self.faults.streams, 50) {
+            let again = gateway.seal_point(server, seal, self.wall(self.clocks.site_ms));
+            assert_eq!(again.unwrap().point, seal.point, "the same seal again is answered the same");
+        }
+        if self.chance(self.faults.site_crash, 10) {
+            drop(gateway);
+            self.crash_site(self.current);
+            return Err(Failure::Away("the process server was killed".into()));
+        }
+        match fate {
+            Fate::AnswerLost => Err(Failure::Away("the receipt was lost".into())),
+            _ => Ok(seal.point),
+        }
+    }
+
+    pub async fn digests(
+        &mut self,
+        server: ServerId,
+        disk: DiskNumber,
+        request: &DigestRequest,
+    ) -> Result<Vec<BlockDigest>, Failure> {
+        if self.agents_fate() != Fate::Good {
+            return Err(Failure::Away("cut off".into()));
+        }
+        let gateway = self.gateway()?;
+        let Some(snapshot) = gateway.snapshot(server, disk) else {
+            return Err(self.judge("digests", &Refusal::UnknownDisk { disk }));
+        };
+        if let Some(behind) = gateway.behind(server, &snapshot) {
+            let refusal =
+                Refusal::UploadBehind { files: behind.files, bytes: behind.bytes, points: behind.points };
+            return Err(self.judge("digests", &refusal));
+        }
+        let open_files =
+            if request.point.is_none() { gateway.stored_files(server, disk) } else { Vec::new() };
+        let request =
+            process_server::DigestRequest { point: request.point, open_files, of: request.of.clone() };
+        let answered = match self.vault_for("digests") {
+            Ok(_) if self.recovery.store.is_away() => {
+                Err(LinkError::NotNow("the store cannot be reached now".into()))
+            }
+            Ok(_) => match self.recovery.digests(server, disk, &request).await {
+                Ok(digests) => Ok(digests),
+                Err(VolumesError::Vault(error)) => Err(self.link_error("digests", &error)),
+                Err(error) => {
+                    check_sentence(&error.to_string());
+                    self.note(format!("  digests: {error}"));
+                    Err(LinkError::NotNow(error.to_string()))
+                }
+            },
+            Err(error) => Err(error),
+        };
+        match answered {
+            Ok(bytes) => Ok(bytes.as_chunks::<16>().0.iter().map(|digest| BlockDigest(*digest)).collect()),
+            Err(error) => Err(self.judge("digests", &Refusal::Vault(error))),
+        }
+    }
+
+    // The process server's requests.
+
+    /// The vault, if a request reaches it, and whether its answer comes back.
+    fn vault_for(&mut self, what: &str) -> Result<(Arc<Vault>, bool), LinkError> {
+        let cut = self.now < self.vault_cut_until;
+        let fate = self.fate(cut);
+        if fate == Fate::NotSent {
+            self.note(format!("  {what} does not reach the vault"));
+            return Err(LinkError::Unreachable("the line to the vault is cut".into()));
+        }
+        let vault = self.recovery.vault.clone();
+        let vault = vault.ok_or_else(|| LinkError::Unreachable("the vault is down".into()))?;
+        Ok((vault, fate != Fate::AnswerLost))
+    }
+
+    pub fn link_error(&mut self, what: &str, error: &VaultError) -> LinkError {
+        let message = error.to_string();
+        check_sentence(&message);
+        self.note(format!("  {what} failed ({}): {message}", error.code()));
+        match error.status() {
+            408 | 429 | 500.. => LinkError::NotNow(message),
+            status => LinkError::Refused { status, code: error.code().into(), message },
+        }
+    }
+
+    /// A fault of the store within the next request, perhaps.
+    pub fn draw_store_fault(&mut self) -> Option<Fault> {
+        let fails = self.chance(self.faults.store_calls, 60);
+        let kills = self.chance(self.faults.vault_crash, 20);
+        let kind = match (fails, kills) {
+            (_, true) => FaultKind::Kill,
+            (true, false) if self.random.random_bool(0.5) => FaultKind::Once,
+            (true, false) => FaultKind::Lasting,
+            (false, false) => return None,
+        };
+        Some(Fault { call: self.random.random_range(0..6), after: self.random.random_bool(0.5), kind })
+    }
+
+    /// Runs a request at the vault, which may be killed in it.
+    pub async fn at_vault<T>(
+        &mut self,
+        what: &str,
+        request: impl AsyncFnOnce(&Vault, Timestamp) -> Result<T, VaultError>,
+    ) -> Result<T, LinkError> {
+        let (vault, heard) = self.vault_for(what)?;
+        let wall = self.vault_wall();
+        let fault = self.draw_store_fault();
+        if let Some(fault) = fault {
+            self.note(format!("  during {what} the store has {fault:?}"));
+        }
+        self.recovery.store.arm(fault);
+        let store = self.recovery.store.clone();
+        let result = tokio::select! {
+            biased;
+            result = request(&vault, wall) => Some(result),
+            () = store.killed() => None,
+        };
+        store.arm(None);
+        store.revive();
+        drop(vault);
+        match result {
+            None => {
+                self.note(format!("  the vault is killed in {what}"));
+                self.recovery.crash();
+                Err(LinkError::Unreachable("the vault was killed".into()))
+            }
+            Some(Err(error)) => Err(self.link_error(what, &error)),
+            Some(Ok(_)) if !heard => {
+                self.note(format!("  the answer to {what} is lost"));
+                Err(LinkError::Unreachable("the answer was lost".into()))
+            }
+            Some(Ok(value)) => Ok(value),
+        }
+    }
+
+    async fn register(
+        &mut self,
+        server: ServerId,
+        disk: DiskNumber,
+        description: &DiskDescription,
+    ) -> Result<DiskRegistration, LinkError> {
+        self.at_vault("register", async |vault, wall| {
+            vault.register_disk("site", server, disk, description, wall).await
+        })
+        .await
+    }
+
+    /// Tells the vault what agents said of their disks while it was away.
+    pub async fn describe_untold(&mut self, site: usize) {
+        let Some(gateway) = self.sites[site].gateway.clone() else { return };
+        for (server, disk, request) in gateway.untold_disks() {
+            let commits = gateway.commits(server);
+            if let Ok(fresh) = self.register(server, disk, &request.description).await {
+                let (fresh, wall) = (Some((fresh, commits)), self.wall(self.clocks.site_ms));
+                let described = gateway.describe_disk(server, disk, &request.description, fresh, wall);
+                if let Err(refusal) = described {
+                    check_sentence(&refusal.to_string());
+                }
+                self.take_events(site);
+            }
+        }
+    }
+
+    /// One upload; false when there was nothing to do.
+    pub async fn upload(&mut self, site: usize) -> bool {
+        let Some(gateway) = self.sites[site].gateway.clone() else { return false };
+        let Some(upload) = gateway.next_upload(self.now) else { return false };
+        let result = if upload.checked { Ok(()) } else { verify(&upload.path, upload.file.digest) };
+        let result = match result {
+            Ok(()) => self.send(&upload).await.map_err(UploadError::Link),
+            Err(why) => {
+                check_sentence(&why);
+                Err(UploadError::Damaged(why))
+            }
+        };
+        if self.chance(self.faults.site_crash, 15) {
+            drop(gateway);
+            self.crash_site(site);
+            return true;
+        }
+        gateway.upload_ended(&upload, &result, self.now, self.wall(self.clocks.site_ms));
+        self.take_events(site);
+        true
+    }
+
+    async fn send(&mut self, upload: &lifeboat_process_server::Upload) -> Result<(), LinkError> {
+        let request = GrantRequest { server: upload.server, file: upload.file.clone() };
+        let grant =
+            self.at_vault("grant", async |vault, wall| vault.grant("site", &request, wall).await).await?;
+        if grant.stored {
+            return Ok(());
+        }
+        let Some(token) = grant.url.strip_prefix("/v1/objects/").map(str::to_owned) else {
+            panic!("a grant for another place: {}", grant.url);
+        };
+        let Ok(content) = fs::read(&upload.path) else {
+            return Err(LinkError::NotNow("the file cannot be opened here".into()));
+        };
+        let mut content = Bytes::from(content);
+        let whole = content.len();
+        let cut = self.chance(self.faults.streams, 30).then(|| self.random.random_range(0..=whole));
+        let mut pieces = Vec::new();
+        if let Some(end) = cut {
+            content.truncate(end);
+        }
+        while !content.is_empty() {
+            pieces.push(Ok(content.split_to(self.random.random_range(1..=content.len()))));
+        }
+        if cut.is_some() {
+            pieces.push(Err("the line is cut"));
+        }
+        let body = futures::stream::iter(pieces);
+        let sent = self
+            .at_vault("upload", async |vault, wall| vault.receive("site", &token, body, wall).await)
+            .await;
+        match cut {
+            // What the vault says to this nobody hears.
+            Some(_) => {
+                assert!(sent.is_err(), "an upload that was cut counts");
+                Err(LinkError::Unreachable("the line was cut".into()))
+            }
+            None => sent,
+        }
+    }
+
+    /// One commit; false when there was nothing to do.
+    pub async fn commit(&mut self, site: usize) -> bool {
+        let Some(gateway) = self.sites[site].gateway.clone() else { return false };
+        let Some(commit) = gateway.next_commit(self.now) else { return false };
+        let result = self.commit_at_vault(&commit).await;
+        if self.chance(self.faults.streams, 40) && result.is_ok() {
+            let again = self.commit_at_vault(&commit).await;
+            if let (Ok(first), Ok(again)) = (&result, &again) {
+                assert_eq!(first, again, "a repeated commit gets another receipt");
+            }
+        }
+        if self.chance(self.faults.site_crash, 20) {
+            drop(gateway);
+            self.crash_site(site);
+            return true;
+        }
+        if self.chance(self.faults.site_crash, 20) {
+            self.crash_while_noting(site, gateway, &commit, &result);
+            return true;
+        }
+        if let Err(LinkError::Refused { code, message, .. }) = &result
+            && code == "other_history"
+        {
+            assert!(self.faults.second_site, "another history where there is only one: {message}");
+            self.model.stuck.insert((site, commit.server));
+        }
+        let noted = gateway.commit_ended(&commit, &result, self.now, self.wall(self.clocks.site_ms));
+        noted.unwrap();
+        self.take_events(site);
+        true
+    }
+
+    /// Notes a commit and is killed somewhere in it: of what was removed the last remains there.
+    fn crash_while_noting(
+        &mut self,
+        site: usize,
+        gateway: Arc<Gateway>,
+        commit: &CommitPoint,
+        result: &Result<CommitReceipt, LinkError>,
+    ) {
+        let before: Vec<_> =
+            self.sites[site].files().into_iter().map(|path| (fs::read(&path).unwrap(), path)).collect();
+        gateway.commit_ended(commit, result, self.now, self.wall(self.clocks.site_ms)).unwrap();
+        drop(gateway);
+        self.crash_site(site);
+        let removed: Vec<_> = before.into_iter().filter(|(_, path)| !path.exists()).collect();
+        let (points, files): (Vec<_>, Vec<_>) =
+            removed.into_iter().partition(|(_, path)| path.to_string_lossy().contains("/points/"));
+        let kept_files =
+            if self.random.random_bool(0.5) { 0 } else { self.random.random_range(0..=files.len()) };
+        let with_point = kept_files == 0 && self.random.random_bool(0.5);
+        let points = points.iter().filter(|_| with_point);
+        for (content, path) in files[kept_files..].iter().chain(points) {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
+            file.write_all(content).unwrap();
+        }
+    }
+
+    async fn commit_at_vault(&mut self, commit: &CommitPoint) -> Result<CommitReceipt, LinkError> {
+        let receipt = self
+            .at_vault("commit", async |vault, wall| vault.commit_point("site", commit, wall).await)
+            .await?;
+        assert_eq!(receipt.point, commit.seal.point);
+        self.note(format!("  point {} of {} is committed", commit.seal.point, commit.server));
+        for file in &commit.files {
+            let object =
+                self.recovery.names.file(commit.server, file.disk, file.epoch, file.part, &file.digest);
+            let newer_points_only = self.model.removed.contains(&commit.seal.point);
+            let whole = self
+                .recovery
+                .store
+                .content(&object)
+                .is_some_and(|content| content.len() as u64 == file.bytes);
+            let listed = self
+                .model
+                .committed
+                .get(&commit.server)
+                .is_some_and(|points| points.contains_key(&commit.seal.point));
+            assert!(
+                whole || listed || newer_points_only,
+                "point {} is committed without {object}",
+                commit.seal.point
+            );
+        }
+        self.model.committed.entry(commit.server).or_default().insert(commit.seal.point, commit.seal.time);
+        for disk in &commit.seal.disks {
+            let newest = self.model.committed_epochs.entry((commit.server, disk.disk)).or_default();
+            *newest = disk.epoch.max(*newest);
+        }
+        self.model.figures.committed += 1;
+        Ok(receipt)
+    }
+
+    /// The disks of a point, to be read for as long as a volume is open.
+    pub async fn open_disks(
+        &self,
+        server: ServerId,
+        point: PointId,
+    ) -> Vec<(DiskNumber, PointDisk, Vec<String>)> {
+        let Some(vault) = &self.recovery.vault else { return Vec::new() };
+        let mut disks = Vec::new();
+        for (disk, image) in &self.model.points[&point].images {
+            let (_, files) = vault.files_of_point(point, *disk).await.unwrap();
+            let objects = files.iter().map(|file| file.object.clone()).collect();
+            match self.recovery.open_disk(vault, server, *disk, image.bytes, &files).await {
+                Ok(opened) => disks.push((*disk, opened, objects)),
+                Err(message) => assert!(self.recovery.store.any_damage(), "point {point}: {message}"),
+            }
+        }
+        disks
+    }
+
+    /// Looks at what a process server tells its operator.
+    pub fn take_events(&mut self, site: usize) {
+        let Some(gateway) = self.sites[site].gateway.clone() else { return };
+        for event in gateway.take_events() {
+            check_sentence(&event.message);
+            self.note(format!("  event {}: {}", event.code, event.message));
+            match (event.code.as_str(), event.server) {
+                ("spool_damaged", Some(server)) => {
+                    assert!(
+                        self.model.spool_damaged.contains(&(site, server)),
+                        "damage where none was done: {}",
+                        event.message
+                    );
+                }
+                ("spool_superseded", Some(server)) => {
+                    // The vault has gone on another way: the agent compares.
+                    self.model.acknowledged.retain(|place, _| {
+                        (place.site, place.server) != (site, server) || Some(place.disk) != event.disk
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn verify(path: &std::path::Path, digest: lifeboat_model::Digest) -> Result<(), String> {
+    let name = path.display();
+    let Ok(file) = File::open(path) else { return Err(format!("the file {name} is gone from the spool")) };
+    match verify_file(file) {
+        Ok(verified) if verified.summary.digest == digest => Ok(()),
+        Ok(_) => Err(format!("{name} is another file than at the start")),
+        Err(error) => Err(error.in_file(name).to_string()),
+    }
+}

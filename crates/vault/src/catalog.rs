@@ -1,0 +1,27 @@
+//! The catalog: what the vault knows, in tables.
+//!
+//! Everything that is SQLite's own is in [`database`]; the statements elsewhere are plain SQL that
+//! PostgreSQL takes as well. A change is made in one transaction, and is on the disk when the
+//! method returns. There is one writer at a time.
+
+mod checks;
+pub(crate) mod database;
+mod error;
+mod events;
+mod maintenance;
+mod points;
+mod requests;
+mod row;
+mod servers;
+mod uploads;
+mod volumes;
+
+pub use checks::{DamagedFile, DueFile};
+pub use database::Catalog;
+pub use error::CatalogError;
+pub use maintenance::{RetentionChange, RetiredObject};
+pub use points::{Newest, PointFilter};
+pub use requests::RequestRow;
+pub use row::{DiskKeyRow, DiskRow, PointDiskRow, PointRow, ServerRow, ServerTotals, StoredFile};
+pub use uploads::UploadRow;
+pub use volumes::VolumeRow;

@@ -1,0 +1,370 @@
+//! Recovery points and the files that they need.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use lifeboat_model::{Digest, DiskNumber, Epoch, Part, PointId, ServerId};
+use sqlx::{AssertSqlSafe, query};
+
+use super::CatalogError;
+use super::database::{Catalog, Connection, DatabaseRow};
+use super::row::{PointDiskRow, PointRow, RowValues, StoredFile, bigint, json_text, time_ns};
+
+/// Which points [`Catalog::points`] gives.
+#[derive(Clone, Copy, Debug)]
+pub enum PointFilter {
+    /// This one.
+    Id(PointId),
+    /// The newest of a server, at most so many.
+    Newest(ServerId, u32),
+    /// All of a server with at least this number.
+    From(ServerId, u64),
+}
+
+/// What the next commit of a server has to follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// The point.
+    pub point: PointId,
+    /// Its number.
+    pub number: u64,
+    /// Its time T.
+    pub time: Timestamp,
+    /// When it was committed.
+    pub committed: Timestamp,
+    /// Its disks.
+    pub disks: Vec<DiskNumber>,
+}
+
+impl Catalog {
+    /// Points, newest first.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn points(&self, filter: PointFilter) -> Result<Vec<PointRow>, CatalogError> {
+        let (condition, rest, key, number) = match filter {
+            PointFilter::Id(point) => ("id = $1 AND $2 = 0", "", point.to_string(), 0),
+            PointFilter::Newest(server, limit) => {
+                ("server = $1", "ORDER BY number DESC LIMIT $2", server.to_string(), i64::from(limit))
+            }
+            PointFilter::From(server, number) => {
+                ("server = $1 AND number >= $2", "ORDER BY number DESC", server.to_string(), bigint(number)?)
+            }
+        };
+        // Only the constants above are put together here.
+        let points = format!(
+            "SELECT id, server, number, time_ns, kind, capture, sealed_ns, uploaded_ns, committed_ns, \
+             commit_digest FROM points WHERE {condition} {rest}"
+        );
+        let disks = format!(
+            "SELECT pd.point, pd.disk, pd.epoch, pd.bytes, (SELECT CAST(COALESCE(SUM(f.bytes), 0) AS BIGINT) \
+             FROM files f WHERE f.server = pd.server AND f.disk = pd.disk AND f.last_epoch = pd.epoch) AS stored \
+             FROM point_disks pd WHERE pd.point IN (SELECT id FROM points WHERE {condition} {rest}) \
+             ORDER BY pd.disk"
+        );
+        // Disks first: a point that is committed in between is left out whole, not shown without disks.
+        let disks = self.all(query(AssertSqlSafe(disks)).bind(key.clone()).bind(number)).await?;
+        let mut by_point: BTreeMap<PointId, (Vec<PointDiskRow>, u64)> = BTreeMap::new();
+        for row in &disks {
+            let (disks, stored) = by_point.entry(row.parsed("point")?).or_default();
+            disks.push(point_disk_row(row)?);
+            *stored += row.number::<u64>("stored")?;
+        }
+        let rows = self.all(query(AssertSqlSafe(points)).bind(key).bind(number)).await?;
+        let mut points = Vec::with_capacity(rows.len());
+        for row in &rows {
+            if let Some((disks, bytes)) = by_point.remove(&row.parsed("id")?) {
+                points.push(point_row(row, disks, bytes)?);
+            }
+        }
+        Ok(points)
+    }
+
+    /// One point.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn point(&self, point: PointId) -> Result<Option<PointRow>, CatalogError> {
+        Ok(self.points(PointFilter::Id(point)).await?.pop())
+    }
+
+    /// The ids of a server's points that begin with `beginning`, newest first, at most eight.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn points_beginning(
+        &self,
+        server: ServerId,
+        beginning: &str,
+    ) -> Result<Vec<PointId>, CatalogError> {
+        let statement = query(
+            "SELECT id FROM points WHERE server = $1 AND substr(id, 1, $2) = $3 ORDER BY number DESC LIMIT 8",
+        )
+        .bind(server.to_string())
+        .bind(i64::try_from(beginning.len()).unwrap_or(i64::MAX))
+        .bind(beginning.to_owned());
+        self.all(statement).await?.iter().map(|row| row.parsed("id")).collect()
+    }
+
+    /// The newest point of a server whose time T is not after `time`.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn point_at(&self, server: ServerId, time: Timestamp) -> Result<Option<PointId>, CatalogError> {
+        let statement =
+            query("SELECT id FROM points WHERE server = $1 AND time_ns <= $2 ORDER BY time_ns DESC LIMIT 1")
+                .bind(server.to_string())
+                .bind(time_ns(time)?);
+        self.optional(statement).await?.map(|row| row.parsed("id")).transpose()
+    }
+
+    /// What the next commit of a server has to follow; none before the first.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn newest(&self, server: ServerId) -> Result<Option<Newest>, CatalogError> {
+        let point = self.points(PointFilter::Newest(server, 1)).await?.pop();
+        Ok(point.map(|point| Newest {
+            point: point.id,
+            number: point.number,
+            time: point.time,
+            committed: point.committed,
+            disks: point.disks.iter().map(|disk| disk.disk).collect(),
+        }))
+    }
+
+    /// The newest committed epoch of each disk of a server, with its point and the disk's size in it.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn committed_epochs(
+        &self,
+        server: ServerId,
+    ) -> Result<BTreeMap<DiskNumber, (PointId, PointDiskRow)>, CatalogError> {
+        let rows = self
+            .all(
+                query(
+                    "SELECT pd.point, pd.disk, pd.epoch, pd.bytes FROM point_disks pd WHERE pd.server = $1 \
+                     AND pd.epoch = (SELECT MAX(epoch) FROM point_disks x \
+                     WHERE x.server = pd.server AND x.disk = pd.disk)",
+                )
+                .bind(server.to_string()),
+            )
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let disk = point_disk_row(row)?;
+                Ok((disk.disk, (row.parsed("point")?, disk)))
+            })
+            .collect()
+    }
+
+    /// When a point was committed, and the digest of what was; also of one that retention removed.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn commit_of(&self, point: PointId) -> Result<Option<(Timestamp, Digest)>, CatalogError> {
+        let row = self
+            .optional(
+                query(
+                    "SELECT committed_ns, commit_digest FROM points WHERE id = $1 UNION ALL \
+                     SELECT committed_ns, commit_digest FROM removed_points WHERE id = $1",
+                )
+                .bind(point.to_string()),
+            )
+            .await?;
+        row.map(|row| Ok((row.time("committed_ns")?, row.parsed("commit_digest")?))).transpose()
+    }
+
+    /// All files that a disk needs at the end of `epoch`, in the order in which they apply: later
+    /// ones override earlier ones.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn files_up_to(
+        &self,
+        server: ServerId,
+        disk: DiskNumber,
+        epoch: Epoch,
+    ) -> Result<Vec<StoredFile>, CatalogError> {
+        self.files_between(server, disk, Epoch(0), epoch).await
+    }
+
+    /// The files of a disk whose last epoch is after `after` and not after `last`, in order.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn files_between(
+        &self,
+        server: ServerId,
+        disk: DiskNumber,
+        after: Epoch,
+        last: Epoch,
+    ) -> Result<Vec<StoredFile>, CatalogError> {
+        let rows = self
+            .all(
+                query(
+                    "SELECT object, disk, first_epoch, last_epoch, part, bytes, digest, plain_bytes FROM files \
+                     WHERE server = $1 AND disk = $2 AND last_epoch > $3 AND last_epoch <= $4 \
+                     ORDER BY last_epoch, part",
+                )
+                .bind(server.to_string())
+                .bind(i64::from(disk.0))
+                .bind(bigint(after.0)?)
+                .bind(bigint(last.0)?),
+            )
+            .await?;
+        rows.iter().map(file_row).collect()
+    }
+
+    /// One file by its object's name.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn file(&self, object: &str) -> Result<Option<StoredFile>, CatalogError> {
+        let row = self
+            .optional(
+                query(
+                    "SELECT object, disk, first_epoch, last_epoch, part, bytes, digest, plain_bytes FROM files \
+                     WHERE object = $1",
+                )
+                .bind(object.to_owned()),
+            )
+            .await?;
+        row.as_ref().map(file_row).transpose()
+    }
+
+    /// Makes a point and its files exist, all or nothing. Ends the requests that waited for it.
+    ///
+    /// # Errors
+    /// [`CatalogError::Overtaken`] when the server's newest point is not number `point.number - 1`
+    /// (or an older one, after retention) any more; or when the catalog fails.
+    pub async fn insert_point(
+        &self,
+        point: &PointRow,
+        files: &[StoredFile],
+        newest: Option<PointId>,
+    ) -> Result<(), CatalogError> {
+        let mut transaction = self.begin().await?;
+        let now_newest = self
+            .optional_within(
+                &mut transaction,
+                query("SELECT id FROM points WHERE server = $1 ORDER BY number DESC LIMIT 1")
+                    .bind(point.server.to_string()),
+            )
+            .await?;
+        let now_newest: Option<PointId> = now_newest.map(|row| row.parsed("id")).transpose()?;
+        if now_newest != newest {
+            return Err(CatalogError::Overtaken { server: point.server });
+        }
+        self.put_point(&mut transaction, point).await?;
+        for file in files {
+            self.put_file(&mut transaction, point.server, file).await?;
+            let statement = query("DELETE FROM uploads WHERE object = $1").bind(file.object.clone());
+            self.run(&mut transaction, statement).await?;
+        }
+        let statement = query(
+            "UPDATE requests SET state = 'done', answered = $3, ended_ns = $2 \
+             WHERE point = $1 AND state = 'running' AND kind = 'take-point'",
+        )
+        .bind(point.id.to_string())
+        .bind(time_ns(point.committed)?)
+        .bind(true);
+        self.run(&mut transaction, statement).await?;
+        self.commit(transaction).await
+    }
+
+    pub(crate) async fn put_point(
+        &self,
+        connection: &mut Connection,
+        point: &PointRow,
+    ) -> Result<(), CatalogError> {
+        let statement = query(
+            "INSERT INTO points (id, server, number, time_ns, kind, capture, sealed_ns, uploaded_ns, \
+             committed_ns, commit_digest) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(point.id.to_string())
+        .bind(point.server.to_string())
+        .bind(bigint(point.number)?)
+        .bind(time_ns(point.time)?)
+        .bind(point.kind.as_str())
+        .bind(json_text("capture", &point.capture)?)
+        .bind(time_ns(point.sealed)?)
+        .bind(time_ns(point.uploaded)?)
+        .bind(time_ns(point.committed)?)
+        .bind(point.commit_digest.to_string());
+        self.run(connection, statement).await?;
+        for disk in &point.disks {
+            let statement = query(
+                "INSERT INTO point_disks (point, server, disk, epoch, bytes) VALUES ($1, $2, $3, $4, $5)",
+            )
+            .bind(point.id.to_string())
+            .bind(point.server.to_string())
+            .bind(i64::from(disk.disk.0))
+            .bind(bigint(disk.epoch.0)?)
+            .bind(bigint(disk.bytes)?);
+            self.run(connection, statement).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn put_file(
+        &self,
+        connection: &mut Connection,
+        server: ServerId,
+        file: &StoredFile,
+    ) -> Result<(), CatalogError> {
+        let statement = query(
+            "INSERT INTO files (object, server, disk, first_epoch, last_epoch, part, bytes, digest, \
+             plain_bytes) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(file.object.clone())
+        .bind(server.to_string())
+        .bind(i64::from(file.disk.0))
+        .bind(bigint(file.first_epoch.0)?)
+        .bind(bigint(file.last_epoch.0)?)
+        .bind(i64::from(file.part.0))
+        .bind(bigint(file.bytes)?)
+        .bind(file.digest.to_string())
+        .bind(bigint(file.plain_bytes)?);
+        self.run(connection, statement).await.map(drop)
+    }
+}
+
+fn point_row(row: &DatabaseRow, disks: Vec<PointDiskRow>, bytes: u64) -> Result<PointRow, CatalogError> {
+    Ok(PointRow {
+        id: row.parsed("id")?,
+        server: row.parsed("server")?,
+        number: row.number("number")?,
+        time: row.time("time_ns")?,
+        kind: row.parsed("kind")?,
+        capture: row.json("capture")?,
+        sealed: row.time("sealed_ns")?,
+        uploaded: row.time("uploaded_ns")?,
+        committed: row.time("committed_ns")?,
+        commit_digest: row.parsed("commit_digest")?,
+        disks,
+        bytes,
+    })
+}
+
+fn point_disk_row(row: &DatabaseRow) -> Result<PointDiskRow, CatalogError> {
+    Ok(PointDiskRow {
+        disk: row.disk("disk")?,
+        epoch: Epoch(row.number("epoch")?),
+        bytes: row.number("bytes")?,
+    })
+}
+
+fn file_row(row: &DatabaseRow) -> Result<StoredFile, CatalogError> {
+    Ok(StoredFile {
+        disk: row.disk("disk")?,
+        first_epoch: Epoch(row.number("first_epoch")?),
+        last_epoch: Epoch(row.number("last_epoch")?),
+        part: Part(row.number("part")?),
+        object: row.text("object")?,
+        bytes: row.number("bytes")?,
+        digest: row.parsed("digest")?,
+        plain_bytes: row.number("plain_bytes")?,
+    })
+}

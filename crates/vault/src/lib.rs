@@ -1,0 +1,46 @@
+//! The vault: catalog, object store, recovery points.
+//!
+//! [`Vault`] is everything but the network, with the time as a parameter; [`serve`] puts HTTP over
+//! mutual TLS around it. How a point comes to exist is told in [`commit`].
+
+mod background_pace;
+pub mod catalog;
+pub mod commit;
+pub mod commit_rules;
+mod digests;
+mod error;
+pub mod http;
+pub mod manifest;
+mod object_name;
+mod overview;
+mod random;
+pub mod rebuild;
+mod registration;
+mod reports;
+mod requests;
+pub mod retention;
+mod revoked;
+pub mod rpo;
+mod serve;
+pub mod server_state;
+mod settings;
+mod state_directory;
+mod store;
+mod stored_file;
+mod upload;
+mod vault;
+pub mod verification;
+mod volumes;
+
+pub use error::{LookupError, UploadRefusal, VaultError};
+pub use object_name::ObjectNames;
+pub use overview::point as api_point;
+pub use random::{NoRandomness, Randomness, SystemRandomness};
+pub use requests::request as api_request;
+pub use revoked::{Revoked, RevokedError};
+pub use serve::{RunningVault, ServeError, serve};
+pub use settings::{MergeSettings, NbdSettings, Settings, SettingsError};
+pub use state_directory::{StateDirectory, StateError};
+pub use store::{Created, ObjectWriter, Store, StoreError};
+pub use vault::Vault;
+pub use volumes::{Volumes, VolumesError};

@@ -1,0 +1,242 @@
+//! What operators see: servers, points, status; and how they name them.
+
+use jiff::{SignedDuration, Timestamp};
+use lifeboat_api as api;
+use lifeboat_model::{PointId, ServerId};
+use lifeboat_wire::agent::DiskReport;
+use lifeboat_wire::event::Severity;
+
+use crate::catalog::{PointFilter, PointRow, ServerRow};
+use crate::error::{LookupError, VaultError};
+use crate::reports::ServerLive;
+use crate::rpo::{self, Progress};
+use crate::server_state::{self, Observed};
+use crate::vault::{Vault, unknown};
+
+/// Events in a status.
+const ATTENTION: u32 = 10;
+
+impl Vault {
+    /// The server that an operator means: by its name, its id or a unique beginning of the id.
+    ///
+    /// # Errors
+    /// When there is none or more than one, or the catalog fails.
+    pub async fn find_server(&self, text: &str) -> Result<ServerId, VaultError> {
+        let servers = self.catalog.servers().await?;
+        if let Some(server) = servers.iter().find(|row| row.name == text || row.id.to_string() == text) {
+            return Ok(server.id);
+        }
+        let is_beginning = |row: &&ServerRow| !text.is_empty() && row.id.to_string().starts_with(text);
+        let matching: Vec<&ServerRow> = servers.iter().filter(is_beginning).collect();
+        match matching.as_slice() {
+            [server] => Ok(server.id),
+            [] => Err(unknown("server", text, servers.iter().map(|row| row.name.clone()).collect())),
+            several => {
+                let matching = several.iter().map(|row| format!("{} ({})", row.id, row.name)).collect();
+                Err(LookupError::Ambiguous { what: "server", text: text.to_owned(), matching }.into())
+            }
+        }
+    }
+
+    /// The point of a server that an operator means: `latest`, an id, a unique beginning of one, or
+    /// a time, which means the newest point not after it.
+    ///
+    /// # Errors
+    /// When there is none or more than one, or the catalog fails.
+    pub async fn find_point(&self, server: ServerId, text: &str) -> Result<PointId, VaultError> {
+        if text == "latest" {
+            let newest = self.catalog.newest(server).await?;
+            return newest.map(|newest| newest.point).ok_or_else(|| unknown("point", text, Vec::new()));
+        }
+        if let Ok(time) = text.parse::<Timestamp>() {
+            let point = self.catalog.point_at(server, time).await?;
+            return point.ok_or_else(|| unknown("point", text, Vec::new()));
+        }
+        let matching = match text {
+            "" => Vec::new(),
+            beginning => self.catalog.points_beginning(server, beginning).await?,
+        };
+        match matching.as_slice() {
+            [point] => Ok(*point),
+            [] => Err(unknown("point", text, Vec::new())),
+            several => {
+                let matching = several.iter().map(PointId::to_string).collect();
+                Err(LookupError::Ambiguous { what: "point", text: text.to_owned(), matching }.into())
+            }
+        }
+    }
+
+    /// One server.
+    ///
+    /// # Errors
+    /// When there is no such server or the catalog fails.
+    pub async fn server(&self, server: ServerId, now: Timestamp) -> Result<api::Server, VaultError> {
+        let row = self.catalog.server(server).await?;
+        let row = row.ok_or_else(|| unknown("server", &server.to_string(), Vec::new()))?;
+        self.describe(row, now).await
+    }
+
+    /// All servers, by name.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn servers(&self, now: Timestamp) -> Result<Vec<api::Server>, VaultError> {
+        let mut servers = Vec::new();
+        for row in self.catalog.servers().await? {
+            servers.push(self.describe(row, now).await?);
+        }
+        Ok(servers)
+    }
+
+    /// A server's points, newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn points(&self, server: ServerId, limit: u32) -> Result<Vec<api::Point>, VaultError> {
+        let rows = self.catalog.points(PointFilter::Newest(server, limit)).await?;
+        let damage = self.known_damage(server).await?;
+        let points = rows.iter().map(point);
+        Ok(points.map(|point| api::Point { damage: damage(&point), ..point }).collect())
+    }
+
+    /// The state of the site at a glance.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn status(&self, now: Timestamp) -> Result<api::Status, VaultError> {
+        let servers = self.servers(now).await?;
+        let mut process_servers = self.catalog.process_servers().await?;
+        for known in &mut process_servers {
+            if let Some(live) = self.live().heard(&known.name) {
+                *known = live;
+            }
+        }
+        Ok(api::Status {
+            vault: self.id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            time: now,
+            store: self.store.url().to_owned(),
+            store_free_bytes: self.store.free_bytes(),
+            stored_bytes: servers.iter().map(|server| server.stored_bytes).sum(),
+            servers,
+            process_servers,
+            open_volumes: self.catalog.open_volumes().await?,
+            attention: self.catalog.events(Severity::Warning, None, ATTENTION).await?,
+        })
+    }
+
+    async fn describe(&self, row: ServerRow, now: Timestamp) -> Result<api::Server, VaultError> {
+        let (live, being_committed) = {
+            let reports = self.live();
+            (reports.server(row.id), reports.being_committed(row.id))
+        };
+        let newest_point = self.catalog.points(PointFilter::Newest(row.id, 1)).await?.pop();
+        let totals = self.catalog.totals(row.id).await?;
+        let disks = self.catalog.disks(row.id).await?;
+        let agent = live.as_ref().and_then(|live| live.report.agent.as_ref());
+        let rpo = newest_point.as_ref().map(|newest| {
+            rpo::split(now, progress(newest.time, being_committed, live.as_ref()), row.policy.interval)
+        });
+        let heard = live.as_ref().and_then(|live| shifted(live.report.heard, live.process_server_correction));
+        let trouble =
+            agent.into_iter().flat_map(|agent| &agent.disks).find_map(|disk| disk.trouble.as_deref());
+        let capture = agent.map(|agent| &agent.capture);
+        let (state, reason) = server_state::protection(&Observed {
+            now,
+            listening_since: self.opened,
+            capture,
+            heard,
+            process_server: live.as_ref().map(|live| (live.process_server.as_str(), live.reported)),
+            spool: live.as_ref().map(|live| &live.report.spool),
+            rpo: rpo.as_ref(),
+            interval: row.policy.interval,
+            disk_trouble: trouble,
+        });
+        let reported = |number| agent.and_then(|agent| agent.disks.iter().find(|disk| disk.disk == number));
+        Ok(api::Server {
+            id: row.id,
+            name: row.name,
+            state,
+            reason,
+            capture: server_state::capture(capture),
+            rpo,
+            newest_point: newest_point.as_ref().map(point),
+            points: totals.points,
+            stored_bytes: totals.stored_bytes,
+            disks: disks
+                .into_iter()
+                .filter(|disk| !disk.removed)
+                .map(|disk| describe_disk(disk.clone(), reported(disk.disk)))
+                .collect(),
+            spool_bytes: live.as_ref().map_or(0, |live| live.report.spool.bytes),
+            process_server: live.as_ref().map(|live| live.process_server.clone()).or(row.process_server),
+            heard,
+            agent_version: agent.map(|agent| agent.version.clone()),
+            kernel: agent.map(|agent| agent.kernel.clone()),
+            policy: row.policy.into(),
+            agent_memory_bytes: agent.map(|agent| agent.memory_bytes),
+            agent_cpu_ms: agent.map(|agent| agent.cpu_ms),
+            compared_point: row.compared_point,
+        })
+    }
+}
+
+/// How far the newest points have come. All times T are the agent's; the vault's clock is meant.
+fn progress(committed: Timestamp, being_committed: Option<Timestamp>, live: Option<&ServerLive>) -> Progress {
+    let correction = live.map_or(SignedDuration::ZERO, |live| live.agent_correction);
+    let corrected = |time: Option<Timestamp>| shifted(time, correction);
+    Progress {
+        committed: corrected(Some(committed)).unwrap_or(committed),
+        uploaded: corrected(being_committed),
+        sealed: corrected(live.and_then(|live| live.report.spool.newest_sealed)),
+        captured: corrected(live.and_then(|live| live.report.agent.as_ref()?.captured)),
+    }
+}
+
+fn shifted(time: Option<Timestamp>, by: SignedDuration) -> Option<Timestamp> {
+    time.map(|time| time.saturating_add(by).unwrap_or(time))
+}
+
+fn describe_disk(row: crate::catalog::DiskRow, report: Option<&DiskReport>) -> api::Disk {
+    let copy = report.and_then(|report| report.copy).map(|copy| api::CopyProgress {
+        done_bytes: copy.done_bytes,
+        total_bytes: copy.total_bytes,
+        sent_bytes: copy.sent_bytes,
+        bytes_per_second: copy.bytes_per_second,
+        left_seconds: copy.total_bytes.saturating_sub(copy.done_bytes).checked_div(copy.bytes_per_second),
+    });
+    api::Disk {
+        number: row.disk,
+        path: row.path,
+        hardware_id: row.hardware_id,
+        bytes: report.map(|report| report.bytes).filter(|bytes| *bytes > 0).unwrap_or(row.bytes),
+        waiting_bytes: report.map_or(0, |report| report.waiting_bytes),
+        copy,
+        trouble: report.and_then(|report| report.trouble.clone()),
+    }
+}
+
+/// A point as an operator sees it.
+#[must_use]
+pub fn point(row: &PointRow) -> api::Point {
+    let disk = |disk: &crate::catalog::PointDiskRow| api::PointDisk {
+        disk: disk.disk,
+        epoch: disk.epoch,
+        bytes: disk.bytes,
+    };
+    api::Point {
+        id: row.id,
+        time: row.time,
+        kind: row.kind,
+        disks: row.disks.iter().map(disk).collect(),
+        bytes: row.bytes,
+        capture_us: row.capture.duration_us,
+        window_us: row.capture.window_us,
+        frozen_us: row.capture.frozen_us,
+        attempts: row.capture.attempts,
+        sealed: row.sealed,
+        uploaded: row.uploaded,
+        committed: row.committed,
+        damage: None,
+    }
+}

@@ -1,0 +1,379 @@
+//! Recovery points opened as disks over NBD.
+//!
+//! A volume is a row in the catalog, which keeps its point and files, and, if it can be written, a
+//! directory with an overlay for each disk. The row comes first and goes last but for the
+//! directory: so no file that an open volume reads is removed, and after a crash every volume that
+//! has a row is served again under the same address, and a directory without a row is
+//! left alone and told.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use lifeboat_api as api;
+use lifeboat_model::{DiskNumber, PointId, ServerId, VolumeId};
+use lifeboat_nbd::{Limits, NbdError, NbdServer, tls_uri, unix_uri};
+use lifeboat_volume::{
+    BootId, DiskSource, FileSource, FrameCache, Objects, OverlayError, OverlayIdentity, PointDisk,
+    VolumeDisk, VolumeError,
+};
+use rustls::ServerConfig;
+use tokio::sync::Mutex;
+
+use crate::catalog::{PointRow, StoredFile, VolumeRow};
+use crate::error::{LookupError, VaultError};
+use crate::random;
+use crate::settings::NbdSettings;
+use crate::vault::{Vault, unknown};
+
+/// The name of the socket in its directory.
+const SOCKET: &str = "volumes.sock";
+
+/// A volume cannot be opened, served or closed.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumesError {
+    /// The vault refuses or fails.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// A disk of the point cannot be read.
+    #[error("disk {disk} of point {point} cannot be read: {source}")]
+    Disk {
+        /// The disk.
+        disk: DiskNumber,
+        /// The point.
+        point: PointId,
+        /// Why not.
+        source: Arc<VolumeError>,
+    },
+    /// A copy cannot be read.
+    #[error("the copy of disk {disk} cannot be read: {source}")]
+    Unreadable {
+        /// The disk.
+        disk: DiskNumber,
+        /// Why not.
+        source: Arc<VolumeError>,
+    },
+    /// An overlay cannot be used.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// NBD cannot be served.
+    #[error(transparent)]
+    Nbd(#[from] NbdError),
+    /// A directory cannot be used.
+    #[error("cannot use {}: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// All volumes of a vault.
+pub struct Volumes {
+    vault: Arc<Vault>,
+    server: NbdServer,
+    objects: Objects,
+    cache: Arc<FrameCache>,
+    overlays: PathBuf,
+    socket: PathBuf,
+    /// Host and port for clients elsewhere.
+    remote: Option<(String, u16)>,
+    /// Held while one is opened or closed.
+    served: Mutex<BTreeMap<VolumeId, Served>>,
+}
+
+/// What is known of a volume beside its row.
+#[derive(Default)]
+struct Served {
+    disks: BTreeMap<DiskNumber, VolumeDisk>,
+    trouble: Option<String>,
+}
+
+impl Volumes {
+    /// Listens, and serves again all volumes that were open. One that cannot be read is listed with
+    /// its trouble and does not disturb the others. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// When nothing can be listened on, or the catalog fails.
+    pub async fn start(
+        vault: Arc<Vault>,
+        settings: &NbdSettings,
+        tls: Arc<ServerConfig>,
+    ) -> Result<Self, VolumesError> {
+        let directory = |path: &Path| {
+            let path = path.to_owned();
+            move |source| VolumesError::Directory { path, source }
+        };
+        let overlays = vault.state_path().join("volumes");
+        std::fs::create_dir_all(&overlays).map_err(directory(&overlays))?;
+        std::fs::create_dir_all(&settings.socket_directory).map_err(directory(&settings.socket_directory))?;
+        let server = NbdServer::new(Limits::default());
+        let socket = settings.socket_directory.join(SOCKET);
+        server.listen_unix(&socket).await?;
+        let remote = match settings.listen {
+            Some(address) => {
+                let bound = server.listen_tcp(address, tls).await?;
+                let host = settings.host.clone().unwrap_or_else(|| bound.ip().to_string());
+                Some((host, bound.port()))
+            }
+            None => None,
+        };
+        let store = vault.store();
+        let objects = Objects::new(Arc::clone(store.objects()), store.local_root().map(Path::to_owned));
+        let cache = FrameCache::new(settings.frame_cache_mib << 20);
+        let served = Mutex::default();
+        let volumes = Self { vault, server, objects, cache, overlays, socket, remote, served };
+        volumes.resume().await?;
+        Ok(volumes)
+    }
+
+    /// Opens disks of a point.
+    ///
+    /// # Errors
+    /// When there is no such point or disk, or a disk cannot be read. Nothing stays open then.
+    pub async fn open(
+        &self,
+        server: ServerId,
+        request: &api::OpenVolume,
+        now: Timestamp,
+    ) -> Result<api::OpenedVolume, VolumesError> {
+        let point = self.vault.find_point(server, request.point.as_deref().unwrap_or("latest")).await?;
+        let row = self.point(point).await?;
+        let disks: Vec<_> = row.disks.iter().map(|disk| disk.disk).collect();
+        let disks = match request.disk {
+            Some(disk) if disks.contains(&disk) => vec![disk],
+            Some(disk) => {
+                let known = disks.iter().map(ToString::to_string).collect();
+                return Err(unknown("disk", &disk.to_string(), known).into());
+            }
+            None => disks,
+        };
+        let id = VolumeId::new(random::number(self.vault.randomness()).map_err(VaultError::from)?);
+        let volume = VolumeRow { id, server, point, read_only: request.read_only, opened: now, disks };
+        let mut served = self.served.lock().await;
+        self.vault.catalog().put_volume(&volume).await.map_err(VaultError::from)?;
+        match self.serve(&volume).await {
+            Ok(disks) => {
+                let answer = disks.iter().map(|(disk, open)| self.address(id, *disk, open)).collect();
+                served.insert(id, Served { disks, trouble: None });
+                tracing::info!(volume = %id, %point, read_only = request.read_only, "volume opened");
+                Ok(api::OpenedVolume { volume: id, disks: answer })
+            }
+            Err(error) => {
+                self.forget(&volume).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Every open volume, the oldest first.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn list(&self) -> Result<Vec<api::Volume>, VolumesError> {
+        let catalog = self.vault.catalog();
+        let servers = catalog.servers().await.map_err(VaultError::from)?;
+        let served = self.served.lock().await;
+        let mut volumes = Vec::new();
+        for row in catalog.volumes().await.map_err(VaultError::from)? {
+            let point = self.point(row.point).await?;
+            let name = servers.iter().find(|server| server.id == row.server);
+            let open = served.get(&row.id);
+            let disks = open.into_iter().flat_map(|open| &open.disks);
+            volumes.push(api::Volume {
+                id: row.id,
+                server: row.server,
+                server_name: name.map_or_else(String::new, |server| server.name.clone()),
+                point: row.point,
+                point_time: point.time,
+                read_only: row.read_only,
+                opened: row.opened,
+                overlay_bytes: disks.clone().map(|(_, disk)| disk.overlay_bytes()).sum(),
+                disks: disks.map(|(disk, open)| self.address(row.id, *disk, open)).collect(),
+                trouble: open.and_then(|open| open.trouble.clone()),
+            });
+        }
+        Ok(volumes)
+    }
+
+    /// Closes a volume, named by id or a unique beginning of one. What was written to it is gone.
+    ///
+    /// # Errors
+    /// When there is no such volume, or it cannot be closed whole; closing it again goes on.
+    pub async fn close(&self, text: &str) -> Result<(), VolumesError> {
+        let rows = self.vault.catalog().volumes().await.map_err(VaultError::from)?;
+        let matching: Vec<_> =
+            rows.iter().filter(|row| !text.is_empty() && row.id.to_string().starts_with(text)).collect();
+        let volume = match matching.as_slice() {
+            [volume] => *volume,
+            [] => {
+                return Err(
+                    unknown("volume", text, rows.iter().map(|row| row.id.to_string()).collect()).into()
+                );
+            }
+            several => {
+                let matching = several.iter().map(|row| row.id.to_string()).collect();
+                let error = LookupError::Ambiguous { what: "volume", text: text.to_owned(), matching };
+                return Err(VaultError::from(error).into());
+            }
+        };
+        let mut served = self.served.lock().await;
+        served.remove(&volume.id);
+        self.forget(volume).await?;
+        tracing::info!(volume = %volume.id, "volume closed");
+        Ok(())
+    }
+
+    pub(crate) const fn vault(&self) -> &Arc<Vault> {
+        &self.vault
+    }
+
+    /// Stops serving; volumes stay open for the next start.
+    pub async fn stop(&self) {
+        self.server.shutdown().await;
+    }
+
+    /// A disk of a point, or of what is stored after it, for reading only.
+    pub(crate) async fn read_disk(&self, source: DiskSource) -> Result<PointDisk, Arc<VolumeError>> {
+        PointDisk::open(source, self.objects.clone(), Arc::clone(&self.cache)).await
+    }
+
+    async fn resume(&self) -> Result<(), VolumesError> {
+        let rows = self.vault.catalog().volumes().await.map_err(VaultError::from)?;
+        let known: Vec<_> = rows.iter().map(|row| row.id.to_string()).collect();
+        tell_of_leftovers(&self.overlays, &known);
+        let mut served = self.served.lock().await;
+        for row in rows {
+            let volume = match self.serve(&row).await {
+                Ok(disks) => Served { disks, trouble: None },
+                Err(error) => {
+                    tracing::error!(volume = %row.id, %error, "a volume cannot be served again");
+                    Served { disks: BTreeMap::new(), trouble: Some(error.to_string()) }
+                }
+            };
+            served.insert(row.id, volume);
+        }
+        Ok(())
+    }
+
+    /// Opens every disk of a volume, then offers all of them.
+    async fn serve(&self, volume: &VolumeRow) -> Result<BTreeMap<DiskNumber, VolumeDisk>, VolumesError> {
+        let mut disks = BTreeMap::new();
+        for disk in &volume.disks {
+            disks.insert(*disk, self.open_disk(volume, *disk).await?);
+        }
+        for (disk, open) in &disks {
+            self.server.add(&export_name(volume.id, *disk), Arc::new(open.clone()))?;
+        }
+        Ok(disks)
+    }
+
+    async fn open_disk(&self, volume: &VolumeRow, disk: DiskNumber) -> Result<VolumeDisk, VolumesError> {
+        let (point, files) = self.vault.files_of_point(volume.point, disk).await?;
+        let bytes = point.disks.iter().find(|of_point| of_point.disk == disk).map_or(0, |disk| disk.bytes);
+        let source = self.vault.disk_source(volume.server, disk, bytes, &files).await?;
+        let opened = self.read_disk(source).await;
+        let opened = opened.map_err(|source| VolumesError::Disk { disk, point: volume.point, source })?;
+        let description = format!("disk {disk} of server {} at {}", volume.server, point.time);
+        if volume.read_only {
+            return Ok(VolumeDisk::read_only(opened, description));
+        }
+        let identity = OverlayIdentity {
+            vault: self.vault.id(),
+            server: volume.server,
+            point: volume.point,
+            disk,
+            disk_bytes: bytes,
+        };
+        let directory = self.overlays.join(volume.id.to_string()).join(disk.to_string());
+        let unknown_boot =
+            |source| VolumesError::Directory { path: "/proc/sys/kernel/random/boot_id".into(), source };
+        let boot = BootId::now().map_err(unknown_boot)?;
+        let writable = tokio::task::spawn_blocking(move || {
+            VolumeDisk::writable(opened, description, &directory, identity, boot)
+        });
+        let stopped =
+            |error| VolumesError::Directory { path: self.overlays.clone(), source: io::Error::other(error) };
+        Ok(writable.await.map_err(stopped)??)
+    }
+
+    /// Ends a volume: exports, row, overlays.
+    async fn forget(&self, volume: &VolumeRow) -> Result<(), VolumesError> {
+        for disk in &volume.disks {
+            match self.server.remove(&export_name(volume.id, *disk)).await {
+                Ok(()) | Err(NbdError::UnknownExport { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.vault.catalog().remove_volume(volume.id).await.map_err(VaultError::from)?;
+        let directory = self.overlays.join(volume.id.to_string());
+        match tokio::fs::remove_dir_all(&directory).await {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(VolumesError::Directory { path: directory, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn point(&self, point: PointId) -> Result<PointRow, VolumesError> {
+        let row = self.vault.catalog().point(point).await.map_err(VaultError::from)?;
+        Ok(row.ok_or_else(|| unknown("point", &point.to_string(), Vec::new()))?)
+    }
+
+    fn address(&self, volume: VolumeId, disk: DiskNumber, open: &VolumeDisk) -> api::VolumeDisk {
+        let name = export_name(volume, disk);
+        api::VolumeDisk {
+            disk,
+            nbd_uri: unix_uri(&name, &self.socket),
+            nbds_uri: self.remote.as_ref().map(|(host, port)| tls_uri(&name, host, *port)),
+            bytes: open.point().size_bytes(),
+        }
+    }
+}
+
+impl Vault {
+    /// What a disk is made of, given its files in the order in which they apply.
+    pub(crate) async fn disk_source(
+        &self,
+        server: ServerId,
+        disk: DiskNumber,
+        disk_bytes: u64,
+        files: &[StoredFile],
+    ) -> Result<DiskSource, VaultError> {
+        let file = |file: &StoredFile| FileSource {
+            object: file.object.clone(),
+            bytes: file.bytes,
+            digest: file.digest,
+            first_epoch: file.first_epoch,
+            last_epoch: file.last_epoch,
+            part: file.part,
+        };
+        Ok(DiskSource {
+            vault: self.id(),
+            server,
+            disk,
+            disk_bytes,
+            files: files.iter().map(file).collect(),
+            keys: self.disk_keys(server, disk).await?,
+        })
+    }
+}
+
+fn export_name(volume: VolumeId, disk: DiskNumber) -> String {
+    format!("{volume}-{disk}")
+}
+
+/// Tells of directories whose volume the catalog does not have. They are left alone: a catalog that
+/// was made anew has lost the volumes, and what was written to them may be wanted.
+fn tell_of_leftovers(overlays: &Path, known: &[String]) {
+    let Ok(entries) = std::fs::read_dir(overlays) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.parse::<VolumeId>().is_ok() && !known.contains(&name) {
+            tracing::warn!(path = %entry.path().display(), "what was written to a volume that is not open any more; remove it when nobody needs it");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The commands of this repository: `cargo xtask up`, `test`, `bench` and `check`.
+
+mod bench;
+mod build;
+mod check;
+mod demonstration;
+mod packages;
+mod process;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What a task answers when it could not do its work: one sentence.
+type Outcome = Result<(), String>;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, tries and tests Lifeboat")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Start a trial site on this machine, with a demonstration server unless --disk names disks.
+    Up(up::Options),
+    /// Run all tests, installing what they need.
+    Test {
+        /// Passed on to `cargo test`, such as a test's name.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Measure, with peers in the same run, and say whether the goals are reached.
+    Bench(bench::Options),
+    /// Check form: formatting, clippy, licences, directions of dependency, checked-in products.
+    Check,
+    /// Install the Debian packages that the other tasks need, and say which.
+    Packages,
+    /// Build the two programs as they are shipped and print where they are.
+    Build,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Up(options) => up::run(&options),
+        Task::Test { arguments } => test(&arguments),
+        Task::Bench(options) => bench::run(&options),
+        Task::Check => check::run(),
+        Task::Packages => packages::install(packages::ALL),
+        Task::Build => build::release().map(|programs| {
+            println!("{}\n{}", programs.lifeboat.display(), programs.agent.display());
+        }),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            eprintln!("cargo xtask: {sentence}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn test(arguments: &[String]) -> Outcome {
+    packages::install(packages::ALL)?;
+    packages::need_root("the tests attach loop devices and load eBPF programs")?;
+    // The end-to-end tests run the real programs, which `cargo test` alone does not always build.
+    process::run("cargo", ["build", "--workspace", "--bins"])?;
+    let mut words = vec!["test".to_owned(), "--workspace".to_owned()];
+    words.extend_from_slice(arguments);
+    process::run("cargo", words)
+}
+
+/// The root of the repository.
+fn root() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map_or(here.clone(), std::path::Path::to_path_buf)
+}

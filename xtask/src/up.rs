@@ -1,0 +1,58 @@
+//! `cargo xtask up`: a trial site, with a demonstration server unless disks are named.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+
+use crate::demonstration::Demonstration;
+use crate::{Outcome, build, packages, process, root};
+
+#[derive(Args)]
+pub struct Options {
+    /// A disk to protect; without one a demonstration server is made. Repeatable.
+    #[arg(long = "disk", value_name = "DEVICE")]
+    disks: Vec<PathBuf>,
+    /// Where the site keeps its state.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Time between recovery points.
+    #[arg(long, default_value = "5s")]
+    interval: String,
+    /// Print one line a change instead of a live screen.
+    #[arg(long)]
+    no_ui: bool,
+}
+
+pub fn run(options: &Options) -> Outcome {
+    packages::need_root("tracking disks with eBPF")?;
+    let wanted = if options.disks.is_empty() { packages::DEMONSTRATION } else { packages::BUILD };
+    packages::install(wanted)?;
+    let programs = build::release()?;
+    let dir = options.dir.clone().unwrap_or_else(|| root().join("trial"));
+    std::fs::create_dir_all(&dir).map_err(|error| format!("cannot create {}: {error}", dir.display()))?;
+    // Ctrl-C reaches the whole process group. The trial stops the roles; this process waits for it
+    // and then takes the demonstration down, so it must outlive the signal.
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))
+            .map_err(|error| format!("cannot handle signals: {error}"))?;
+    }
+    let demonstration =
+        if options.disks.is_empty() { Some(Demonstration::start(&dir.join("demonstration"))?) } else { None };
+    let disks = demonstration.as_ref().map_or(options.disks.clone(), Demonstration::disks);
+    let mut trial = Command::new(&programs.lifeboat);
+    trial.arg("trial").arg("--dir").arg(dir.join("site")).arg("--interval").arg(&options.interval);
+    trial.arg("--agent").arg(&programs.agent);
+    for disk in disks {
+        trial.arg("--disk").arg(disk);
+    }
+    if options.no_ui {
+        trial.arg("--no-ui");
+    }
+    let outcome = process::finish(&mut trial);
+    drop(demonstration);
+    outcome
+}

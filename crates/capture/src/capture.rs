@@ -14,6 +14,7 @@ use crate::disks::Disks;
 use crate::frame::{Emitted, emit, frames};
 use crate::heat::{Heat, carve};
 use crate::held::Held;
+use crate::open::OpenBlocks;
 
 use crate::{CaptureError, ChangeSink, ReadError, ReaderKind, SinkClosed, Unreadable};
 
@@ -91,6 +92,7 @@ pub struct Capture {
     pub(crate) reads: Disks,
     pub(crate) held: Held,
     pub(crate) heat: Heat,
+    pub(crate) open: OpenBlocks,
     marks: u64,
     open_mark: Option<u64>,
 }
@@ -130,6 +132,7 @@ impl Capture {
             reads: Disks::new(READ_DEPTH, options.reader_kind)?,
             held: Held::new(options.held_bytes_max),
             heat: Heat::new(),
+            open: OpenBlocks::default(),
             marks: 0,
             open_mark: None,
         })
@@ -308,6 +311,18 @@ impl Capture {
         }
         self.heat.pass(&taken.extents, taken.blocks);
         taken
+    }
+
+    /// Takes blocks that are not marked as written, as if they were.
+    pub(crate) fn take_open(&mut self, extents: &[(DiskNumber, Extent)]) {
+        for (number, extent) in extents {
+            let Some(disk) = self.disks.get_mut(number) else { continue };
+            disk.tracker.take_open(*extent);
+            disk.sent.insert(*extent);
+            if let Some(collected) = &mut disk.collected {
+                collected.insert(*extent);
+            }
+        }
     }
 
     /// Makes extents count as written again.

@@ -21,6 +21,7 @@ mod error;
 mod frame;
 mod heat;
 mod held;
+mod open;
 mod optimistic;
 mod quiesce;
 mod reader;

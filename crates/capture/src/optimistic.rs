@@ -60,6 +60,8 @@
 //! as ordinary pre-copy, when memory runs short: later messages override earlier ones. After a
 //! valid check they are all handed over before anything else is taken.
 //!
+//! The last step of an attempt, blocks whose completion was not reported, is in [`crate::open`].
+//!
 //! # When it does not work out
 //!
 //! A block that is sent again before a read of it can end collides every time. Then the deadline
@@ -108,7 +110,7 @@ pub(crate) struct Run {
 pub(crate) struct Moment {
     pub time: Timestamp,
     pub at: Instant,
-    side: EpochSide,
+    pub(crate) side: EpochSide,
 }
 
 impl Run {
@@ -211,7 +213,7 @@ impl Capture {
             let moment = self.switch(run, clock);
             match self.take_after_switch(run) {
                 Err(taken) => self.absorb(&taken, run, sink)?,
-                Ok(order) if self.read_and_check(run, moment, &order)? => {
+                Ok(order) if self.read_and_check(run, moment, &order)? && self.read_open(run, moment)? => {
                     let checked = Instant::now();
                     self.held.emit_all(sink).map_err(CaptureError::from)?;
                     return Ok((moment, checked));
@@ -323,7 +325,7 @@ impl Capture {
 
     /// Reads extents into memory; with a side, checks each right after it was read and gives the
     /// number of blocks that were written in that epoch. On failure all of it is put back.
-    fn read_held(
+    pub(crate) fn read_held(
         &mut self,
         run: &mut Run,
         extents: &[(DiskNumber, Extent)],

@@ -355,7 +355,7 @@ impl Capture {
             match inside {
                 Err(taken) => self.absorb(&taken, run, sink)?,
                 Ok(Inside { moment, clean, rest }) => {
-                    if self.read_and_check(run, moment, &rest)? && clean {
+                    if self.read_and_check(run, moment, &rest)? && clean && self.read_open(run, moment)? {
                         let checked = Instant::now();
                         self.held.emit_all(sink).map_err(CaptureError::from)?;
                         return Ok((moment, checked, frozen, not_frozen));

@@ -237,3 +237,24 @@ fn more_changes_than_fit_into_memory_make_a_point_too() {
     point(&mut rig, &mut images).unwrap();
     assert_same(&rig, &images);
 }
+
+#[test]
+fn writes_whose_completion_is_not_reported_are_in_the_point() {
+    let _alone = alone();
+    let mut rig = rig(CaptureOptions::default());
+    let mut images = Images::new(&[SIZE]);
+    write(&rig, 0..100, 1);
+    point(&mut rig, &mut images).unwrap();
+    rig.stop_reporting_completions();
+    write(&rig, [7, 8, 4096, 8191], 1000);
+    for _ in 0..2 {
+        let captured = point(&mut rig, &mut images).unwrap();
+        assert_eq!(captured.figures.attempts, 1);
+        assert_same(&rig, &images);
+    }
+    // What was read in that way and not acknowledged is sent again.
+    let mut again = Images::new(&[SIZE]);
+    rig.capture().resend_unacknowledged();
+    point(&mut rig, &mut again).unwrap();
+    assert_same(&rig, &again);
+}

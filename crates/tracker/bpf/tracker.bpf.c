@@ -83,12 +83,13 @@ volatile const u32 issue_has_queue = 0; // block_rq_issue(q, rq), not (rq)
 WORDS(done);
 WORDS(issued0);
 WORDS(issued1);
+WORDS(open);
 WORDS(taken); // user space alone
 WORDS(stats);
 WORDS(meta); // user space alone
 WORDS(control);
 
-enum bitmap { DONE, ISSUED0, ISSUED1 };
+enum bitmap { DONE, ISSUED0, ISSUED1, OPEN };
 
 // Slots of `stats`, 16 for each copy of the programs.
 enum counter { ISSUES, COMPLETIONS, PASSTHROUGH, OPAQUE, BEYOND_END, FAILED, MULTI_RANGE, WHOLE_REGIONS };
@@ -127,6 +128,8 @@ INLINE u64 *word_at(u32 bitmap, u32 key)
 		return map_lookup(&done, &key);
 	if (bitmap == ISSUED0)
 		return map_lookup(&issued0, &key);
+	if (bitmap == OPEN)
+		return map_lookup(&open, &key);
 	return map_lookup(&issued1, &key);
 }
 
@@ -193,6 +196,59 @@ __attribute__((noinline)) int mark(u32 bitmap, u32 copy, u64 sector, u64 bytes)
 	set_bits(bitmap, summary, first >> REGION_SHIFT, last >> REGION_SHIFT);
 	return 0;
 }
+
+#ifndef PLAIN_BYTES
+// Clears the bits first..last of `open`: the summary stays, user space tidies it.
+__attribute__((noinline)) int clear_open(u64 first, u64 last)
+{
+	u64 index = first >> 6;
+	for (u32 i = 0; i < EXACT_WORDS_MAX; i++, index++) {
+		if (index > last >> 6)
+			break;
+		u64 mask = ~0ull;
+		if (index == first >> 6)
+			mask &= ~0ull << (first & 63);
+		if (index == last >> 6)
+			mask &= ~0ull >> (63 - (last & 63));
+		u32 key = (u32)index;
+		u64 *word = map_lookup(&open, &key);
+		if (word) {
+			u64 old = __sync_fetch_and_and(word, ~mask);
+			asm volatile("" : : "r"(old));
+		}
+	}
+	return 0;
+}
+
+// Notes that a request is with the device, or no longer. A block that stays open although
+// nothing is in flight has a completion that no program was told of.
+INLINE void note_open(struct request *rq, u32 op, u64 bytes, int begins)
+{
+	u64 first = rq->__sector >> 3;
+	u64 end = ((rq->__sector << 9) + bytes + 4095) >> 12;
+	u64 blocks = disk_blocks;
+
+	// Only operations that end where they began, and are short enough to be marked exactly.
+	if (bytes == 0 || (op != OP_WRITE && op != OP_WRITE_ZEROES))
+		return;
+	if (end > blocks)
+		end = blocks;
+	if (first >= end)
+		return;
+	u64 last = end - 1;
+	if ((last >> 6) - (first >> 6) >= EXACT_WORDS_MAX)
+		return;
+	if (begins) {
+		set_bits(OPEN, 0, first, last);
+		set_bits(OPEN, summary_base, first >> REGION_SHIFT, last >> REGION_SHIFT);
+	} else {
+		clear_open(first, last);
+	}
+}
+#else
+// A byte cannot be cleared without its neighbours.
+#define note_open(rq, op, bytes, begins) ((void)0)
+#endif
 
 INLINE int is_mine(struct request *rq)
 {
@@ -263,6 +319,7 @@ INLINE int issue(u64 *args, u32 copy)
 	if (!epoch)
 		return 0;
 	mark_request(rq, op, *epoch & 1 ? ISSUED1 : ISSUED0, copy, rq->__data_len);
+	note_open(rq, op, rq->__data_len, 1);
 	count(copy, ISSUES);
 	return 0;
 }
@@ -280,6 +337,7 @@ INLINE int complete(u64 *args, u32 copy)
 	if ((u32)args[1])
 		count(copy, FAILED);
 	mark_request(rq, op, DONE, copy, (u32)args[2]);
+	note_open(rq, op, (u32)args[2], 0);
 	count(copy, COMPLETIONS);
 	return 0;
 }

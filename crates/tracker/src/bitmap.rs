@@ -148,6 +148,42 @@ impl<'a> Bitmap<'a> {
         }
     }
 
+    /// Of `open`: reports what is set here and not in `issued`, by words. The programs set blocks,
+    /// then the summary, and clear blocks alone; the summary is tidied here, in the order of a
+    /// take: cleared, then looked, then set again where something is left.
+    pub(crate) fn visit_open(self, issued: Bitmap<'_>, report: &mut impl FnMut(usize, u64)) {
+        let summary_base = self.layout.summary_base();
+        for word in 0..self.layout.region_words() {
+            let marked = self.words[summary_base + word].load(SeqCst);
+            if marked == 0 {
+                continue;
+            }
+            self.words[summary_base + word].fetch_and(!marked, SeqCst);
+            for region in regions_in(word, marked & self.layout.valid_regions(word)) {
+                let mut left = 0;
+                for (word, open) in (region * REGION_WORDS..).zip(self.region(region)) {
+                    let open = open.load(SeqCst);
+                    left |= open;
+                    // The program sets the bit in `issued` first.
+                    let before = open & !issued.words[word].load(SeqCst) & self.layout.valid_bits(word);
+                    if before != 0 && !issued.is_whole(region) {
+                        report(word, before);
+                    }
+                }
+                if left != 0 {
+                    self.set_summary(region);
+                }
+            }
+        }
+    }
+
+    /// Clears the blocks of an extent and leaves the summary.
+    pub(crate) fn clear_blocks(self, extent: Extent) {
+        for (word, bits) in self.layout.words_of(extent) {
+            self.words[word].fetch_and(!bits, SeqCst);
+        }
+    }
+
     /// How many blocks are set.
     pub(crate) fn count(self) -> u64 {
         let mut blocks = 0;

@@ -26,6 +26,9 @@ enum Counter {
 /// Slots that each copy of the programs has.
 const COPY_SLOTS: usize = 16;
 
+/// Where user space counts the writes whose completion was never reported.
+const UNREPORTED_SLOT: usize = 49;
+
 /// Where user space keeps the mark up to which a resync has settled what was not located.
 const SETTLED_SLOT: usize = 48;
 
@@ -66,6 +69,9 @@ pub struct Stats {
     pub multi_range: u64,
     /// Writes so long that whole regions of 16 MiB were marked.
     pub whole_regions: u64,
+    /// Blocks with a write whose completion the kernel never reported; they were captured all
+    /// the same, see [`DiskTracker::open_before`].
+    pub unreported: u64,
 }
 
 /// Something was written that no bit tells of: compare the disk.
@@ -185,6 +191,29 @@ impl DiskTracker {
         self.issued(side).any()
     }
 
+    /// The blocks with a write that was sent before the epoch of `side` and has not completed,
+    /// as far as the programs were told: it is in flight, or its completion was not reported.
+    /// Always empty with [`Variant::PlainBytes`], and without writes longer than 16 MiB.
+    #[must_use]
+    pub fn open_before(&mut self, side: EpochSide) -> Vec<Extent> {
+        let mut extents = Vec::new();
+        let mut join = Joiner::new(|extent| extents.push(extent));
+        self.open().visit_open(self.issued(side), &mut |word, bits| join.word(word, bits));
+        join.finish();
+        extents
+    }
+
+    /// Takes blocks that no completion was reported for, as [`Self::take`] would have.
+    pub fn take_open(&mut self, extent: Extent) {
+        self.taken().set(extent);
+    }
+
+    /// Gives up waiting for a completion of these blocks, which must have been read since.
+    pub fn forget_open(&mut self, extent: Extent) {
+        self.open().clear_blocks(extent);
+        self.instance.stats[UNREPORTED_SLOT].fetch_add(extent.blocks, SeqCst);
+    }
+
     /// What happened since tracking began.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -198,6 +227,7 @@ impl DiskTracker {
             failed: most(Counter::Failed),
             multi_range: most(Counter::MultiRange),
             whole_regions: most(Counter::WholeRegions),
+            unreported: self.instance.stats[UNREPORTED_SLOT].load(SeqCst),
         }
     }
 
@@ -231,6 +261,10 @@ impl DiskTracker {
 
     fn taken(&self) -> Bitmap<'_> {
         Bitmap::new(&self.instance.taken, self.instance.layout)
+    }
+
+    fn open(&self) -> Bitmap<'_> {
+        Bitmap::new(&self.instance.open, self.instance.layout)
     }
 
     fn issued(&self, side: EpochSide) -> Bitmap<'_> {

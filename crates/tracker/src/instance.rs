@@ -26,7 +26,7 @@ pub(crate) const MMAPABLE: u32 = 1 << 10;
 /// "lifeboat" as the bytes of a word.
 const MAGIC: u64 = u64::from_be_bytes(*b"lifeboat");
 
-const BITMAPS: [&str; 4] = ["done", "issued0", "issued1", "taken"];
+pub(crate) const BITMAPS: [&str; 5] = ["done", "issued0", "issued1", "open", "taken"];
 
 /// Why tracking of a disk begins anew, so that the disk must be compared or copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +91,7 @@ pub(crate) struct Instance {
     pub(crate) variant: Variant,
     pub(crate) done: WordMap,
     pub(crate) issued: [WordMap; 2],
+    pub(crate) open: WordMap,
     pub(crate) taken: WordMap,
     pub(crate) stats: WordMap,
 }
@@ -156,7 +157,7 @@ impl Instance {
             }
         }
         let layout = Layout::new(identity.blocks)?;
-        let mut maps = Vec::with_capacity(5);
+        let mut maps = Vec::with_capacity(6);
         for (name, entries) in
             BITMAPS.into_iter().map(|name| (name, layout.map_entries())).chain([("stats", SMALL_MAP_WORDS)])
         {
@@ -165,10 +166,10 @@ impl Instance {
                 Err(reason) => return Ok(Err(reason)),
             }
         }
-        let Ok([done, issued0, issued1, taken, stats]) = <[WordMap; 5]>::try_from(maps) else {
+        let Ok([done, issued0, issued1, open, taken, stats]) = <[WordMap; 6]>::try_from(maps) else {
             return Ok(Err(FreshReason::Incomplete { what: "a map is missing".into() }));
         };
-        Ok(Ok(Self { layout, variant: meta.variant, done, issued: [issued0, issued1], taken, stats }))
+        Ok(Ok(Self { layout, variant: meta.variant, done, issued: [issued0, issued1], open, taken, stats }))
     }
 
     /// Makes, attaches and pins a new instance; what it had made is removed on an error.

@@ -10,7 +10,7 @@ use lifeboat_model::Extent;
 use crate::TrackerError;
 
 /// Changes whenever maps of an older version could no longer be understood.
-pub(crate) const LAYOUT_VERSION: u64 = 1;
+pub(crate) const LAYOUT_VERSION: u64 = 2;
 
 pub(crate) const REGION_BLOCKS: u64 = 4096;
 pub(crate) const REGION_WORDS: usize = 64;

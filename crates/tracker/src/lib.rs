@@ -5,12 +5,13 @@
 //! links are pinned, so tracking goes on while no agent runs; an agent that comes back finds
 //! the bits where they were.
 //!
-//! Every disk has four bitmaps:
+//! Every disk has five bitmaps:
 //!
 //! | bitmap | set when | cleared when |
 //! | --- | --- | --- |
 //! | `done` | a write of the block has **completed** | [`DiskTracker::take`] |
 //! | `issued[a]`, `issued[b]` | a write was **sent** in that epoch | the other epoch ends |
+//! | `open` | a write was sent | it completed |
 //! | `taken` | the block was taken | [`DiskTracker::acknowledge`], [`DiskTracker::put_back`] |
 //!
 //! # Why no write is lost
@@ -41,6 +42,14 @@
 //! A completion in an interrupt that arrives while the program runs for another would be lost,
 //! so every program is attached three times: task, soft interrupt and hard interrupt are three
 //! levels, and one copy is always free.
+//!
+//! # When the kernel does not report
+//!
+//! All this rests on every completion being reported. Some kernels withhold reports: seen on a
+//! hardened 6.18, which runs no program for an interrupt that arrives in the context of a process
+//! that it protects. A block whose write was sent and never reported stays in `open`;
+//! [`DiskTracker::open_before`] gives those, and each point reads them too. Programs without
+//! atomic operations cannot keep `open`.
 //!
 //! # What is not seen
 //!

@@ -7,6 +7,7 @@ use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
 
 use crate::device::{DiskIdentity, DiskKey};
+use crate::instance::BITMAPS;
 use crate::layout::Layout;
 use crate::{TrackerError, prototype};
 
@@ -165,12 +166,12 @@ impl Request<'_> {
         if let Some(control) = self.control {
             loader.map_pin_path("control", control);
         }
-        for map in ["done", "issued0", "issued1", "taken"] {
+        for map in BITMAPS {
             loader.map_max_entries(map, layout.map_entries());
         }
         let mut ebpf = loader.load(variant.object()).map_err(|error| TrackerError::Maps {
             key: self.key.to_string(),
-            mebibytes: (4 * 8 * u64::from(layout.map_entries())).div_ceil(1 << 20),
+            mebibytes: (BITMAPS.len() as u64 * 8 * u64::from(layout.map_entries())).div_ceil(1 << 20),
             why: explain(&error),
         })?;
         for (name, tracepoint) in PROGRAMS {

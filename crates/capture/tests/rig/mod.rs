@@ -128,6 +128,17 @@ impl Rig {
         Self { capture: Some(capture), disks, pins }
     }
 
+    /// As a kernel does that skips the programs.
+    pub fn stop_reporting_completions(&self) {
+        for disk in &self.disks {
+            let key = DiskDevice::inspect(&disk.path).unwrap().key;
+            for copy in 0..3 {
+                let link = format!("disk-{key}/link_on_complete_{copy}");
+                std::fs::remove_file(self.pins.join(link)).unwrap();
+            }
+        }
+    }
+
     pub fn capture(&mut self) -> &mut Capture {
         self.capture.as_mut().unwrap()
     }

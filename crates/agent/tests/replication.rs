@@ -17,7 +17,6 @@ use site::Site;
 use site::disk::{Writer, prefix_of};
 
 #[test]
-#[ignore = "known fault: about one completed write in some thousand is missed on this kernel; see CHANGELOG.md"]
 fn a_disk_is_copied_and_every_point_under_writes_is_an_exact_prefix_of_them() {
     let mut site = Site::new(&[32]);
     let log = {
@@ -58,7 +57,6 @@ fn a_disk_is_copied_and_every_point_under_writes_is_an_exact_prefix_of_them() {
 }
 
 #[test]
-#[ignore = "known fault: about one completed write in some thousand is missed on this kernel; see CHANGELOG.md"]
 fn an_agent_that_is_killed_again_and_again_loses_nothing() {
     let mut site = Site::new(&[24, 16]);
     site.disks[1].fill(3);

@@ -31,6 +31,10 @@ const SERVER: usize = 0;
 const PROCESS_SERVER: usize = 1;
 const VAULT: usize = 2;
 
+/// The devices of a cable: on the side from which the data comes, and on the other.
+const TO_VAULT: &str = "to-vault";
+const TO_SERVER: &str = "to-server";
+
 static SITES: AtomicU32 = AtomicU32::new(0);
 
 impl SeparateMachines {
@@ -111,7 +115,7 @@ impl SeparateMachines {
             run("ip", ["netns", "add", name]);
         }
         for (left, left_device, right, right_device, net) in
-            [(SERVER, "up", PROCESS_SERVER, "down", 1), (PROCESS_SERVER, "up", VAULT, "down", 2)]
+            [(SERVER, TO_VAULT, PROCESS_SERVER, TO_SERVER, 1), (PROCESS_SERVER, TO_VAULT, VAULT, TO_SERVER, 2)]
         {
             let (left_name, right_name) = (&self.names[left], &self.names[right]);
             run(
@@ -213,8 +217,8 @@ impl Cable {
     /// The machine on the server's side of the cable, and its device.
     fn sender(self) -> (usize, &'static str) {
         match self {
-            Self::Agent => (SERVER, "up"),
-            Self::Vault => (PROCESS_SERVER, "up"),
+            Self::Agent => (SERVER, TO_VAULT),
+            Self::Vault => (PROCESS_SERVER, TO_VAULT),
         }
     }
 }

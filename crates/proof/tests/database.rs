@@ -17,13 +17,11 @@ const MIB: u64 = 1 << 20;
 const POINTS: usize = 4;
 
 #[test]
-#[ignore = "not passing yet: PostgreSQL does not start on the copy; see CHANGELOG.md"]
 fn points_of_a_database_on_ext4_recover() {
     points_recover("ext4", 55_101);
 }
 
 #[test]
-#[ignore = "not passing yet: PostgreSQL does not start on the copy; see CHANGELOG.md"]
 fn points_of_a_database_on_xfs_recover() {
     points_recover("xfs", 55_111);
 }

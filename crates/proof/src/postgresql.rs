@@ -24,7 +24,7 @@ impl PostgreSql {
             fs::create_dir(dir).unwrap();
             own(dir);
         }
-        let words = ["--pgdata", text(&data), "--waldir", text(&wal), "--auth=trust", "--no-sync"];
+        let words = ["--pgdata", text(&data), "--waldir", text(&wal), "--auth=trust"];
         as_postgres(&format!("{BIN}/initdb"), &words);
         Self::start(&data, socket_dir, port)
     }
@@ -37,7 +37,11 @@ impl PostgreSql {
         let options = format!("-p {port} -k {} -c listen_addresses=''", socket_dir.display());
         let log = socket_dir.join("server.log");
         let words = ["start", "-w", "-t", "120", "-D", text(data), "-l", text(&log), "-o", &options];
-        as_postgres(&format!("{BIN}/pg_ctl"), &words);
+        let started = std::panic::catch_unwind(|| as_postgres(&format!("{BIN}/pg_ctl"), &words));
+        if let Err(panic) = started {
+            eprintln!("--- {}\n{}", log.display(), fs::read_to_string(&log).unwrap_or_default());
+            std::panic::resume_unwind(panic);
+        }
         Self { data: data.to_owned(), socket_dir: socket_dir.to_owned(), port }
     }
 

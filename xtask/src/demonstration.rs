@@ -71,15 +71,7 @@ impl Demonstration {
             own_by_postgres(Path::new(dir))?;
         }
         if fresh {
-            as_postgres(&[
-                &format!("{BIN}/initdb"),
-                "--pgdata",
-                &data,
-                "--waldir",
-                &wal,
-                "--auth=trust",
-                "--no-sync",
-            ])?;
+            as_postgres(&[&format!("{BIN}/initdb"), "--pgdata", &data, "--waldir", &wal, "--auth=trust"])?;
         }
         let options = format!("-p {PORT} -k /tmp -c listen_addresses=''");
         let log = format!("{data}/server.log");

@@ -114,9 +114,10 @@ impl SeparateMachines {
         for name in &self.names {
             run("ip", ["netns", "add", name]);
         }
-        for (left, left_device, right, right_device, net) in
-            [(SERVER, TO_VAULT, PROCESS_SERVER, TO_SERVER, 1), (PROCESS_SERVER, TO_VAULT, VAULT, TO_SERVER, 2)]
-        {
+        for (left, left_device, right, right_device, net) in [
+            (SERVER, TO_VAULT, PROCESS_SERVER, TO_SERVER, 1),
+            (PROCESS_SERVER, TO_VAULT, VAULT, TO_SERVER, 2),
+        ] {
             let (left_name, right_name) = (&self.names[left], &self.names[right]);
             run(
                 "ip",

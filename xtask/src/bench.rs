@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: builds everything as it is shipped and runs a benchmark.
+//! `cargo xtask bench`: builds everything with optimisation and runs a benchmark.
 
 use std::process::Command;
 
@@ -21,7 +21,6 @@ pub fn run(options: &Options) -> Outcome {
     packages::install(packages::PEERS)?;
     let programs = build::release()?;
     let mut bench = Command::new(build::bench()?);
-    // The agent that is measured is the static one, as it is shipped.
     bench.env("LIFEBOAT_AGENT", &programs.agent);
     if let Some(name) = &options.name {
         bench.arg(name);

@@ -13,10 +13,17 @@ pub struct Programs {
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds both with optimisation, the agent as one static file.
+/// Builds both with optimisation, for running them here.
 pub fn release() -> Result<Programs, String> {
+    process::run("cargo", ["build", "--release", "--package", "lifeboat", "--package", "lifeboat-agent"])?;
+    let dir = target_dir().join("release");
+    Ok(Programs { lifeboat: dir.join("lifeboat"), agent: dir.join("lifeboat-agent") })
+}
+
+/// Builds both as they are shipped: the agent as one static file, which takes a second build of
+/// what the two share.
+pub fn shipped() -> Result<Programs, String> {
     process::run("cargo", ["build", "--release", "--package", "lifeboat"])?;
-    let target = target_dir();
     // A target is named so that the flag reaches the agent's crates only, not build scripts and macros.
     process::finish(
         Command::new("cargo")
@@ -25,8 +32,8 @@ pub fn release() -> Result<Programs, String> {
             .current_dir(root()),
     )?;
     Ok(Programs {
-        lifeboat: target.join("release/lifeboat"),
-        agent: target.join(TARGET).join("release/lifeboat-agent"),
+        lifeboat: target_dir().join("release/lifeboat"),
+        agent: target_dir().join(TARGET).join("release/lifeboat-agent"),
     })
 }
 

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Check => check::run(),
         Task::Packages => packages::install(packages::ALL),
-        Task::Build => build::release().map(|programs| {
+        Task::Build => build::shipped().map(|programs| {
             println!("{}\n{}", programs.lifeboat.display(), programs.agent.display());
         }),
     };

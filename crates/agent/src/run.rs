@@ -61,7 +61,7 @@ impl RunError {
 /// When it cannot start, or a thread of it ended by itself.
 pub fn run(config: &Path) -> Result<(), RunError> {
     let settings = Settings::load(config).map_err(RunError::of)?;
-    create_private_directory(&settings.state_dir).map_err(RunError::of)?;
+    create_private_directory(&settings.state).map_err(RunError::of)?;
     let _lock = lock(&settings)?;
     let thawed = thaw_leftovers(&settings.frozen_file());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -80,8 +80,8 @@ fn lock(settings: &Settings) -> Result<File, RunError> {
     let file = file.map_err(|error| RunError(format!("cannot open {}: {error}", path.display())))?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         RunError(format!(
-            "another agent uses {}; stop that one (systemctl stop lifeboat-agent) or set another state_dir",
-            settings.state_dir.display()
+            "another agent uses {}; stop that one (systemctl stop lifeboat-agent) or set another state directory",
+            settings.state.display()
         ))
     })?;
     Ok(file)
@@ -89,12 +89,12 @@ fn lock(settings: &Settings) -> Result<File, RunError> {
 
 /// The certificate of an agent.
 fn credentials(settings: &Settings) -> Result<Credentials, RunError> {
-    let credentials = Credentials::load(&settings.credentials_dir, Timestamp::now()).map_err(RunError::of)?;
+    let credentials = Credentials::load(&settings.credentials, Timestamp::now()).map_err(RunError::of)?;
     match credentials.identity() {
         Identity::Agent(_) => Ok(credentials),
         other => Err(RunError(format!(
             "the certificate in {} is {}'s, not an agent's; enrol this server",
-            settings.credentials_dir.display(),
+            settings.credentials.display(),
             other.role()
         ))),
     }
@@ -123,7 +123,7 @@ impl Agent {
         quiesce.frozen_max = settings.freeze_timeout.duration();
 
         let waiting = Waiting::default();
-        let status = Status::new(settings.server_name(), Arc::clone(&waiting));
+        let status = Status::new(settings.name(), Arc::clone(&waiting));
         if let Some(why) = damaged {
             status.tell(Notice {
                 severity: Severity::Warning,
@@ -145,7 +145,7 @@ impl Agent {
         let devices = Devices::new(capture, Arc::clone(&uplink), inbox.clone(), waiting, quiesce);
         let turns = Arc::new(AtomicU64::new(0));
         let (results_sender, results) = unbounded_channel();
-        let engine = Engine::new(record, settings.server_name(), Box::new(rand::random));
+        let engine = Engine::new(record, settings.name(), Box::new(rand::random));
         inbox.send(Event::Wanted(wanted(&settings.disks)));
         let (devices_sender, orders) = channel();
         let (copier_sender, jobs) = channel();

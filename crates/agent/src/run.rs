@@ -18,6 +18,7 @@ use lifeboat_trust::{Credentials, Identity};
 use lifeboat_wire::agent::RequestResult;
 use lifeboat_wire::event::Severity;
 use rustix::fs::FlockOperation;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -60,6 +61,7 @@ impl RunError {
 /// # Errors
 /// When it cannot start, or a thread of it ended by itself.
 pub fn run(config: &Path) -> Result<(), RunError> {
+    stop_with_parent()?;
     let settings = Settings::load(config).map_err(RunError::of)?;
     create_private_directory(&settings.state).map_err(RunError::of)?;
     let _lock = lock(&settings)?;
@@ -72,6 +74,16 @@ pub fn run(config: &Path) -> Result<(), RunError> {
     });
     runtime.shutdown_timeout(Duration::from_secs(2));
     outcome
+}
+
+/// Under a trial, the agent goes when the trial is gone, however that ended.
+fn stop_with_parent() -> Result<(), RunError> {
+    if std::env::var_os("LIFEBOAT_STOP_WITH_PARENT").is_some() {
+        set_parent_process_death_signal(Some(Signal::TERM)).map_err(|error| {
+            RunError(format!("cannot ask to be stopped with the parent process: {error}"))
+        })?;
+    }
+    Ok(())
 }
 
 fn lock(settings: &Settings) -> Result<File, RunError> {

@@ -23,6 +23,7 @@ use crate::engine::{
 };
 use crate::replicator::Inbox;
 use crate::sink::{PartSink, Traffic, Uplink};
+use crate::unreported::Unreported;
 
 /// How often disks are looked at while nothing else is to be done.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -75,6 +76,8 @@ pub(crate) struct Devices {
     quiesce: QuiesceOptions,
     /// What was said of writes without a place and is not settled yet.
     unlocated: BTreeMap<DiskNumber, ResyncWanted>,
+    /// What was told of writes whose completion was not reported.
+    unreported: BTreeMap<DiskNumber, Unreported>,
     clock_was_behind: bool,
 }
 
@@ -96,6 +99,7 @@ impl Devices {
             paths,
             mark: None,
             unlocated: BTreeMap::new(),
+            unreported: BTreeMap::new(),
             uplink,
             inbox,
             waiting,
@@ -197,6 +201,9 @@ impl Devices {
         self.apart.remove(&disk);
         let (tracker, tracking) = attach(self.capture.trackers(), disk, &device).map_err(sentence)?;
         let wanted = tracker.resync_wanted();
+        let unreported = Unreported::since(tracker.stats().unreported);
+        // A disk that comes back may not be told of more often for that.
+        self.unreported.entry(disk).or_insert(unreported);
         self.apart.insert(disk, tracker);
         let unlocated = wanted.map(|wanted| self.note_unlocated(disk, wanted));
         self.paths.insert(disk, (path.to_owned(), device.size_bytes));
@@ -211,6 +218,9 @@ impl Devices {
     fn close(&mut self, disk: DiskNumber, untrack: bool) {
         self.paths.remove(&disk);
         self.unlocated.remove(&disk);
+        if untrack {
+            self.unreported.remove(&disk);
+        }
         let tracker = self.apart.remove(&disk).or_else(|| self.capture.remove_disk(disk));
         if untrack
             && let Some(tracker) = tracker
@@ -367,7 +377,8 @@ impl Devices {
         self.clock_was_behind = behind;
     }
 
-    /// Looks at what nobody asked about: sizes, disks that went away, writes without a place.
+    /// Looks at what nobody asked about: sizes, disks that went away, writes without a place or
+    /// without a completion.
     fn look(&mut self) {
         let mut waiting = BTreeMap::new();
         let disks: Vec<_> =
@@ -377,6 +388,7 @@ impl Devices {
             tracing::trace!(%disk, waiting = tracker.waiting_blocks(), stats = ?tracker.stats(), "look");
             waiting.insert(disk, tracker.waiting_blocks());
             let identity = *tracker.identity();
+            let unreported_blocks = tracker.stats().unreported;
             let wanted = tracker.resync_wanted();
             let wanted = wanted.filter(|wanted| self.unlocated.get(&disk) != Some(wanted));
             let problem = match DiskDevice::inspect(Path::new(&path)) {
@@ -392,6 +404,12 @@ impl Devices {
             };
             if let Some(problem) = problem {
                 self.inbox.send(Event::Problem(disk, problem));
+            }
+            let told = self.unreported.get_mut(&disk);
+            if let Some(notice) =
+                told.and_then(|told| told.notice(disk, &path, unreported_blocks, Instant::now()))
+            {
+                self.inbox.tell(notice);
             }
         }
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = waiting;

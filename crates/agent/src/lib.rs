@@ -23,3 +23,4 @@ mod link;
 mod notify;
 mod pace;
 mod sink;
+mod unreported;

@@ -18,6 +18,7 @@ use lifeboat_trust::{Credentials, Identity};
 use lifeboat_wire::agent::RequestResult;
 use lifeboat_wire::event::Severity;
 use rustix::fs::FlockOperation;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -60,8 +61,9 @@ impl RunError {
 /// # Errors
 /// When it cannot start, or a thread of it ended by itself.
 pub fn run(config: &Path) -> Result<(), RunError> {
+    stop_with_parent()?;
     let settings = Settings::load(config).map_err(RunError::of)?;
-    create_private_directory(&settings.state_dir).map_err(RunError::of)?;
+    create_private_directory(&settings.state).map_err(RunError::of)?;
     let _lock = lock(&settings)?;
     let thawed = thaw_leftovers(&settings.frozen_file());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -74,14 +76,24 @@ pub fn run(config: &Path) -> Result<(), RunError> {
     outcome
 }
 
+/// Under a trial, the agent goes when the trial is gone, however that ended.
+fn stop_with_parent() -> Result<(), RunError> {
+    if std::env::var_os("LIFEBOAT_STOP_WITH_PARENT").is_some() {
+        set_parent_process_death_signal(Some(Signal::TERM)).map_err(|error| {
+            RunError(format!("cannot ask to be stopped with the parent process: {error}"))
+        })?;
+    }
+    Ok(())
+}
+
 fn lock(settings: &Settings) -> Result<File, RunError> {
     let path = settings.lock_file();
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(|error| RunError(format!("cannot open {}: {error}", path.display())))?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         RunError(format!(
-            "another agent uses {}; stop that one (systemctl stop lifeboat-agent) or set another state_dir",
-            settings.state_dir.display()
+            "another agent uses {}; stop that one (systemctl stop lifeboat-agent) or set another state directory",
+            settings.state.display()
         ))
     })?;
     Ok(file)
@@ -89,12 +101,12 @@ fn lock(settings: &Settings) -> Result<File, RunError> {
 
 /// The certificate of an agent.
 fn credentials(settings: &Settings) -> Result<Credentials, RunError> {
-    let credentials = Credentials::load(&settings.credentials_dir, Timestamp::now()).map_err(RunError::of)?;
+    let credentials = Credentials::load(&settings.credentials, Timestamp::now()).map_err(RunError::of)?;
     match credentials.identity() {
         Identity::Agent(_) => Ok(credentials),
         other => Err(RunError(format!(
             "the certificate in {} is {}'s, not an agent's; enrol this server",
-            settings.credentials_dir.display(),
+            settings.credentials.display(),
             other.role()
         ))),
     }
@@ -123,7 +135,7 @@ impl Agent {
         quiesce.frozen_max = settings.freeze_timeout.duration();
 
         let waiting = Waiting::default();
-        let status = Status::new(settings.server_name(), Arc::clone(&waiting));
+        let status = Status::new(settings.name(), Arc::clone(&waiting));
         if let Some(why) = damaged {
             status.tell(Notice {
                 severity: Severity::Warning,
@@ -145,7 +157,7 @@ impl Agent {
         let devices = Devices::new(capture, Arc::clone(&uplink), inbox.clone(), waiting, quiesce);
         let turns = Arc::new(AtomicU64::new(0));
         let (results_sender, results) = unbounded_channel();
-        let engine = Engine::new(record, settings.server_name(), Box::new(rand::random));
+        let engine = Engine::new(record, settings.name(), Box::new(rand::random));
         inbox.send(Event::Wanted(wanted(&settings.disks)));
         let (devices_sender, orders) = channel();
         let (copier_sender, jobs) = channel();

@@ -16,14 +16,14 @@ pub struct Settings {
     /// Addresses of the process server, tried in order: `https://192.0.2.10:9443`.
     pub process_servers: Vec<String>,
     /// Directory with `certificate.pem`, `key.pem` and `authority.pem`.
-    #[serde(default = "default_credentials_dir")]
-    pub credentials_dir: PathBuf,
+    #[serde(default = "default_credentials")]
+    pub credentials: PathBuf,
     /// Directory for the record and the status socket. Best on a disk that is not protected.
-    #[serde(default = "default_state_dir")]
-    pub state_dir: PathBuf,
+    #[serde(default = "default_state")]
+    pub state: PathBuf,
     /// The server's name, for people; the host's name when absent.
     #[serde(default)]
-    pub server_name: Option<String>,
+    pub name: Option<String>,
     /// The protected disks. A new disk gets the next number, in this order.
     #[serde(default)]
     pub disks: Vec<String>,
@@ -38,11 +38,11 @@ pub struct Settings {
     pub memory_bytes: u64,
 }
 
-fn default_credentials_dir() -> PathBuf {
+fn default_credentials() -> PathBuf {
     "/etc/lifeboat/agent".into()
 }
 
-fn default_state_dir() -> PathBuf {
+fn default_state() -> PathBuf {
     "/var/lib/lifeboat-agent".into()
 }
 
@@ -141,34 +141,32 @@ impl Settings {
 
     /// The server's name, for people.
     #[must_use]
-    pub fn server_name(&self) -> String {
-        self.server_name
-            .clone()
-            .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
+    pub fn name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
     }
 
     /// The file that remembers what was sent.
     #[must_use]
     pub fn record_file(&self) -> PathBuf {
-        self.state_dir.join("record.json")
+        self.state.join("record.json")
     }
 
     /// The file that is locked while an agent runs.
     #[must_use]
     pub fn lock_file(&self) -> PathBuf {
-        self.state_dir.join("lock")
+        self.state.join("lock")
     }
 
     /// The socket that answers with the agent's status.
     #[must_use]
     pub fn status_socket(&self) -> PathBuf {
-        self.state_dir.join("status.sock")
+        self.state.join("status.sock")
     }
 
     /// The file that says which file systems are frozen.
     #[must_use]
     pub fn frozen_file(&self) -> PathBuf {
-        self.state_dir.join("frozen.json")
+        self.state.join("frozen.json")
     }
 }
 
@@ -197,10 +195,7 @@ mod tests {
     fn the_example_is_right_and_shows_the_defaults() {
         let example = parse(include_str!("../agent.example.toml")).unwrap();
         let least = parse("process_servers = [\"https://192.0.2.10:9443\"]").unwrap();
-        assert_eq!(
-            example,
-            Settings { disks: example.disks.clone(), server_name: example.server_name.clone(), ..least }
-        );
+        assert_eq!(example, Settings { disks: example.disks.clone(), name: example.name.clone(), ..least });
         assert_eq!(example.disks.len(), 2);
     }
 
@@ -216,7 +211,8 @@ mod tests {
             (&format!("{base}disks = [\"/dev/sda\", \"/dev/sda\"]"), "twice"),
             (&format!("{base}freeze_timeout = \"1h\""), "freeze_timeout"),
             (&format!("{base}memory_bytes = 5"), "memory_bytes"),
-            (&format!("{base}disk = []"), "unknown field"),
+            (&format!("{base}disk = []"), "unknown field `disk`"),
+            (&format!("{base}disk = []"), "agent.toml"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");

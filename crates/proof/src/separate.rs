@@ -177,7 +177,7 @@ impl SeparateMachines {
             path("process-server-state")
         );
         let agent = format!(
-            "process_servers = [\"https://10.97.1.2:9443\"]\nserver_name = \"source\"\ncredentials_dir = \"{}\"\nstate_dir = \"{}\"\n\
+            "process_servers = [\"https://10.97.1.2:9443\"]\nname = \"source\"\ncredentials = \"{}\"\nstate = \"{}\"\n\
              pin_dir = \"/sys/fs/bpf/{}\"\ndisks = [{}]\n",
             path("agent"),
             path("agent-state"),

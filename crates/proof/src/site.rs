@@ -70,6 +70,13 @@ impl Site {
         assert!(status.success(), "the trial ended with {status}: {}", self.logs());
     }
 
+    /// Ends the trial without warning, so that it cannot stop its roles.
+    pub fn kill_trial(&mut self) {
+        let mut trial = self.trial.take().unwrap();
+        trial.kill().unwrap();
+        trial.wait().unwrap();
+    }
+
     /// Ends the tracking of the disks, so that nothing of Lifeboat is in their way. The trial must
     /// be stopped; when it is resumed, the disks are compared with their copies.
     pub fn untrack(&self) {

@@ -77,8 +77,8 @@ impl Site {
 
     fn write_settings(&self) {
         let text = format!(
-            "process_servers = [\"https://127.0.0.1:{}\"]\ncredentials_dir = {:?}\nstate_dir = {:?}\n\
-             server_name = \"test\"\ndisks = {:?}\npin_dir = {:?}\n",
+            "process_servers = [\"https://127.0.0.1:{}\"]\ncredentials = {:?}\nstate = {:?}\n\
+             name = \"test\"\ndisks = {:?}\npin_dir = {:?}\n",
             self.server.port,
             self.dir.path().join("credentials"),
             self.dir.path().join("state"),

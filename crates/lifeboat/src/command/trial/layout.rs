@@ -142,14 +142,14 @@ impl Layout {
         let disks: Vec<_> = options.disks.iter().map(|disk| text(disk)).collect();
         let mut agent = table(vec![
             ("process_servers", vec![format!("https://{}", self.process_server_listen)].into()),
-            ("credentials_dir", text(&self.dir.join("agent/credentials"))),
-            ("state_dir", text(&self.dir.join("agent/state"))),
+            ("credentials", text(&self.dir.join("agent/credentials"))),
+            ("state", text(&self.dir.join("agent/state"))),
             ("disks", disks.into()),
             // Two trials on one machine must not share their tracking.
             ("pin_dir", format!("/sys/fs/bpf/lifeboat-{}", self.server).into()),
         ]);
         if let Some(name) = &options.name {
-            agent.insert("server_name".to_owned(), name.clone().into());
+            agent.insert("name".to_owned(), name.clone().into());
         }
         for (file, settings) in [
             (self.vault_settings(), vault),

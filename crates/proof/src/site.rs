@@ -22,7 +22,12 @@ pub struct Site {
 impl Site {
     /// Starts a trial that protects `disks`, and waits until the vault knows the server.
     pub fn start(disks: &[&LoopDisk], interval: &str) -> Self {
-        let home = tempfile::Builder::new().prefix("lifeboat-site-").tempdir_in(scratch()).unwrap();
+        Self::start_in(&scratch(), disks, interval)
+    }
+
+    /// As [`Self::start`], with all state of the site in a directory of `place`.
+    pub fn start_in(place: &Path, disks: &[&LoopDisk], interval: &str) -> Self {
+        let home = tempfile::Builder::new().prefix("lifeboat-site-").tempdir_in(place).unwrap();
         let mut site = Self {
             dir: home.path().join("site"),
             trial: None,

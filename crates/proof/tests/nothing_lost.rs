@@ -53,15 +53,6 @@ fn killed_roles_lose_nothing() {
     });
     let out = tempfile::tempdir_in(scratch()).unwrap();
     let images = site.copy_out(&point, out.path());
-    if std::env::var("HOLD").is_ok()
-        && std::panic::catch_unwind(|| assert_same(&images[0], &disks[0].device)).is_err()
-    {
-        eprintln!("HOLD {} {point}", site.dir.display());
-        std::fs::write("/tmp/hold", "x").unwrap();
-        while std::path::Path::new("/tmp/hold").exists() {
-            thread::sleep(Duration::from_secs(1));
-        }
-    }
     assert_same(&images[0], &disks[0].device);
     assert_same(&images[1], &disks[1].device);
     let report = site.json(["verify", "source"]);

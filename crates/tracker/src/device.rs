@@ -84,7 +84,10 @@ impl DiskDevice {
     /// With the reason and what to protect instead, for all that is no whole disk with a
     /// request queue: partitions, device mapper, software RAID, zoned disks.
     pub fn inspect(path: &Path) -> Result<Self, TrackerError> {
-        let metadata = fs::metadata(path).map_err(|source| TrackerError::io("look at", path, source))?;
+        let metadata = fs::metadata(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => TrackerError::NoSuchPath { path: path.to_owned() },
+            _ => TrackerError::io("look at", path, source),
+        })?;
         if !metadata.file_type().is_block_device() {
             return Err(TrackerError::NotABlockDevice { path: path.to_owned() });
         }

@@ -147,6 +147,12 @@ pub enum TrackerError {
         /// Its size.
         blocks: u64,
     },
+    /// There is nothing at the path.
+    #[error("{path} does not exist; `lsblk --nodeps` lists the disks of this server")]
+    NoSuchPath {
+        /// The path.
+        path: PathBuf,
+    },
     /// The path is no block device.
     #[error("{path} is not a block device; name a whole disk such as /dev/sda")]
     NotABlockDevice {

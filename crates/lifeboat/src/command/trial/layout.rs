@@ -39,7 +39,7 @@ pub struct Layout {
 
 impl Layout {
     /// Makes what is missing: authority, certificates, settings. Everything else stays as it is.
-    pub fn prepare(options: &Options) -> Result<Self, Failure> {
+    pub fn prepare(options: &Options, agent_program: PathBuf) -> Result<Self, Failure> {
         create_private_directory(&options.dir)?;
         let dir = std::path::absolute(&options.dir)?;
         let kept = Kept::load_or_choose(&dir, options)?;
@@ -48,7 +48,7 @@ impl Layout {
             server: kept.server,
             vault_listen: kept.vault_listen,
             process_server_listen: kept.process_server_listen,
-            agent_program: agent_program(options)?,
+            agent_program,
         };
         layout.issue_certificates()?;
         layout.write_settings(options)?;
@@ -178,8 +178,23 @@ impl Kept {
         };
         kept.vault_listen = options.vault_listen.unwrap_or(kept.vault_listen);
         kept.process_server_listen = options.process_server_listen.unwrap_or(kept.process_server_listen);
+        refuse_taken(kept.vault_listen, "--vault-listen")?;
+        refuse_taken(kept.process_server_listen, "--process-server-listen")?;
         write_durably(&file, toml::to_string(&kept)?.as_bytes())?;
         Ok(kept)
+    }
+}
+
+/// Fails when another program listens there: the trial would take that one's answer for its own.
+fn refuse_taken(address: SocketAddr, option: &str) -> Result<(), Failure> {
+    match TcpListener::bind(address) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Failure::new(format!(
+            "{address} is taken by another program, perhaps this trial in another terminal: stop that one \
+             (ss -ltnp 'sport = :{}' names it) or set another with {option}",
+            address.port()
+        ))),
+        // The role that listens there says what else is wrong.
+        _ => Ok(()),
     }
 }
 
@@ -192,7 +207,7 @@ fn free_address(wanted: u16) -> Result<SocketAddr, Failure> {
         .map_err(|error| Failure::new(format!("no port of 127.0.0.1 is free: {error}")))
 }
 
-fn agent_program(options: &Options) -> Result<PathBuf, Failure> {
+pub fn agent_program(options: &Options) -> Result<PathBuf, Failure> {
     if let Some(program) = &options.agent {
         return Ok(program.clone());
     }

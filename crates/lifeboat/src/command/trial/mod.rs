@@ -8,7 +8,8 @@ mod supervisor;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use clap::Args;
@@ -60,7 +61,9 @@ pub async fn run(_arguments: &SiteArguments, options: &Options) -> Result<Answer
     if !rustix::process::geteuid().is_root() {
         return Err(Failure::new("a trial tracks disks with eBPF, which needs root: run it again with sudo"));
     }
-    let layout = Layout::prepare(options)?;
+    let agent_program = layout::agent_program(options)?;
+    check_disks(&agent_program, &options.disks)?;
+    let layout = Layout::prepare(options, agent_program)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut supervisor = Supervisor::new(&layout)?;
@@ -94,6 +97,27 @@ pub async fn run(_arguments: &SiteArguments, options: &Options) -> Result<Answer
         layout.agent_settings().display()
     ));
     Ok(Answer::Done)
+}
+
+/// Lets the agent say whether it can protect these disks, before anything is made or started.
+fn check_disks(agent: &Path, disks: &[PathBuf]) -> Result<(), Failure> {
+    let mut command = Command::new(agent);
+    command.arg("check");
+    for disk in disks {
+        command.arg("--disk").arg(disk);
+    }
+    let output = command
+        .output()
+        .map_err(|error| Failure::new(format!("cannot start {}: {error}", agent.display())))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stdout);
+    let reasons: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("no:")).map(str::trim).collect();
+    if reasons.is_empty() {
+        return Err(Failure::new(String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    Err(Failure::new(format!("this cannot be protected: {}", reasons.join("; "))))
 }
 
 /// Starts the roles from right to left, so that each finds the one that it calls.
@@ -131,7 +155,7 @@ async fn watch(
         for sentence in supervisor.restart_dead()? {
             screen.say(&sentence);
         }
-        match tokio::try_join!(vault.server(&name), vault.events(Some(&name), Some("warning"), 3)) {
+        match tokio::try_join!(vault.server(&name), vault.events(None, Some("warning"), 3)) {
             Ok((server, events)) => screen.show(&server, &events),
             Err(error) => screen.say(&format!("The vault does not answer: {error}")),
         }

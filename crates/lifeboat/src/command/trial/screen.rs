@@ -1,10 +1,11 @@
 //! What a trial shows: a live screen on a terminal, else a line a change.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use lifeboat_api::{Event, Protection, Server};
-use lifeboat_model::{ByteCount, PointId};
+use lifeboat_model::{ByteCount, DiskNumber, PointId};
 
 use super::Layout;
 use crate::command::server::{copy_line, state_word};
@@ -23,6 +24,12 @@ pub struct Screen {
     point: Option<PointId>,
     state: Option<Protection>,
     told: Option<Instant>,
+    copies: BTreeMap<DiskNumber, String>,
+    event: Option<u64>,
+}
+
+fn event_line(event: &Event) -> String {
+    format!("{} UTC  {}: {} {}", time(event.time), event.severity, event.message, event.next_step)
 }
 
 impl Screen {
@@ -40,7 +47,16 @@ impl Screen {
         if !live {
             head.iter().for_each(|line| print_line(line));
         }
-        Self { live, head, said: Vec::new(), point: None, state: None, told: None }
+        Self {
+            live,
+            head,
+            said: Vec::new(),
+            point: None,
+            state: None,
+            told: None,
+            copies: BTreeMap::new(),
+            event: None,
+        }
     }
 
     /// Something that is no state: kept on the screen, or printed.
@@ -57,7 +73,7 @@ impl Screen {
     }
 
     pub fn show(&mut self, server: &Server, events: &[Event]) {
-        if self.live { self.draw(server, events) } else { self.tell(server) }
+        if self.live { self.draw(server, events) } else { self.tell(server, events) }
     }
 
     /// Leaves the last picture where it is.
@@ -123,16 +139,19 @@ impl Screen {
             ByteCount(server.spool_bytes)
         ));
         lines.push(String::new());
-        lines.extend(events.iter().map(|event| {
-            format!("{}  {}  {} {}", time(event.time), event.severity, event.message, event.next_step)
-        }));
+        lines.extend(events.iter().map(event_line));
         lines.extend(self.said.iter().cloned());
         let mut out = io::stdout().lock();
         let _ = write!(out, "{CLEAR}{}\r\n", lines.join("\r\n"));
         let _ = out.flush();
     }
 
-    fn tell(&mut self, server: &Server) {
+    fn tell(&mut self, server: &Server, events: &[Event]) {
+        let newest = self.event.unwrap_or_default();
+        for event in events.iter().rev().filter(|event| event.number > newest) {
+            print_line(&event_line(event));
+            self.event = Some(event.number);
+        }
         if self.state != Some(server.state) {
             self.state = Some(server.state);
             let reason = server.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
@@ -156,8 +175,11 @@ impl Screen {
         if self.told.is_none_or(|told| told.elapsed() >= PROGRESS_EVERY) {
             self.told = Some(Instant::now());
             for disk in &server.disks {
-                if let Some(copy) = &disk.copy {
-                    print_line(&format!("disk {}: {}", disk.number, copy_line(copy)));
+                let Some(copy) = &disk.copy else { continue };
+                let line = format!("disk {}: {}", disk.number, copy_line(copy));
+                if self.copies.get(&disk.number) != Some(&line) {
+                    print_line(&line);
+                    self.copies.insert(disk.number, line);
                 }
             }
         }

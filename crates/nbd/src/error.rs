@@ -20,6 +20,9 @@ pub enum NbdError {
     /// Somebody listens on the socket already.
     #[error("{} is in use by another process; stop it or choose another socket path", path.display())]
     SocketInUse { path: PathBuf },
+    /// No socket can have so long a path.
+    #[error("the socket path {} has {} bytes, and Linux takes at most {bytes_max}; choose a shorter one", path.display(), path.as_os_str().len())]
+    PathTooLong { path: PathBuf, bytes_max: usize },
     /// There is something other than a socket at the path.
     #[error("{} exists and is not a socket; it was left alone, choose another path", path.display())]
     NotASocket { path: PathBuf },

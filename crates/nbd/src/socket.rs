@@ -15,6 +15,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 use crate::error::NbdError;
 
 const BACKLOG: i32 = 128;
+/// Of an address, with room for the zero that ends it.
+const PATH_BYTES_MAX: usize = 107;
 
 /// The file of a socket that this process listens on; removed when dropped.
 #[derive(Debug)]
@@ -39,6 +41,9 @@ impl Drop for SocketFile {
 /// is replaced. Blocks for a moment.
 pub(crate) fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), NbdError> {
     let failed = |source: io::Error| NbdError::ListenUnix { path: path.to_owned(), source };
+    if path.as_os_str().len() > PATH_BYTES_MAX {
+        return Err(NbdError::PathTooLong { path: path.to_owned(), bytes_max: PATH_BYTES_MAX });
+    }
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

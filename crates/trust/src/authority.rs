@@ -218,7 +218,8 @@ impl SiteAuthority {
         params.distinguished_name.push(DnType::CommonName, common_name(identity));
         params.subject_alt_names = alternative_names(identity, hosts)?;
         params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // TLS with these keys only signs, but QEMU refuses a certificate without the other.
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if !hosts.is_empty() {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);

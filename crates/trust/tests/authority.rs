@@ -316,3 +316,15 @@ fn what_cannot_stand_in_a_certificate_is_refused() {
     }
     assert_eq!(site.authority.issued().unwrap().len(), 1, "only what was given out is on record");
 }
+
+#[test]
+fn certificates_say_the_key_usages_that_qemu_wants() {
+    let site = site("a");
+    for hosts in [vec![], vec!["localhost".to_owned()]] {
+        let issued = site.authority.issue(&agent(), &hosts, DAY, now()).unwrap();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(issued.certificate_pem.as_bytes()).unwrap();
+        let certificate = pem.parse_x509().unwrap();
+        let usage = certificate.key_usage().unwrap().unwrap().value;
+        assert!(usage.digital_signature() && usage.key_encipherment(), "{usage}");
+    }
+}

@@ -22,6 +22,8 @@ pub use error::CatalogError;
 pub use maintenance::{RetentionChange, RetiredObject};
 pub use points::{Newest, PointFilter};
 pub use requests::RequestRow;
-pub use row::{DiskKeyRow, DiskRow, PointDiskRow, PointRow, ServerRow, ServerTotals, StoredFile};
+pub use row::{
+    DiskKeyRow, DiskRow, LostFiles, PointDiskRow, PointRow, RemovedPoint, ServerRow, ServerTotals, StoredFile,
+};
 pub use uploads::UploadRow;
 pub use volumes::VolumeRow;

@@ -14,6 +14,7 @@
 //! point that the catalog will not have, and rebuilding from the store gives the same history.
 //! A crash between 3 and 4 is answered when the commit is repeated: the same receipt.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -50,7 +51,11 @@ impl Vault {
         let mut progress = lock.lock().await;
         self.settle_locked(commit.server, &mut progress, now).await?;
         let digest = commit_digest(commit)?;
-        if let Some((committed_at, committed)) = self.catalog.commit_of(commit.seal.point).await? {
+        let _reserved = Reserved::take(self, commit.seal.point, commit.server)?;
+        if let Some((owner, committed_at, committed)) = self.catalog.commit_of(commit.seal.point).await? {
+            if owner != commit.server {
+                return Err(CommitRefusal::PointTaken { point: commit.seal.point, owner }.into());
+            }
             if committed != digest {
                 return Err(CommitRefusal::PointDiffers(commit.seal.point).into());
             }
@@ -325,6 +330,31 @@ impl Drop for Committing<'_> {
     }
 }
 
+/// The id of a point whose commit goes on, until it is dropped. Two servers have two locks, and the
+/// second must not have written a manifest by the time that the catalog refuses it.
+struct Reserved<'a> {
+    vault: &'a Vault,
+    point: PointId,
+}
+
+impl<'a> Reserved<'a> {
+    fn take(vault: &'a Vault, point: PointId, server: ServerId) -> Result<Self, CommitRefusal> {
+        match vault.points_in_commit().entry(point) {
+            Entry::Occupied(other) => Err(CommitRefusal::PointTaken { point, owner: *other.get() }),
+            Entry::Vacant(free) => {
+                free.insert(server);
+                Ok(Self { vault, point })
+            }
+        }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.vault.points_in_commit().remove(&self.point);
+    }
+}
+
 /// What lies under a file's name in the store.
 enum Found {
     Nothing,
@@ -378,7 +408,12 @@ pub(crate) fn point_row(manifest: &PointManifest) -> PointRow {
     let mut disks: Vec<PointDiskRow> = seal
         .disks
         .iter()
-        .map(|disk| PointDiskRow { disk: disk.disk, epoch: disk.epoch, bytes: disk.bytes })
+        .map(|disk| PointDiskRow {
+            disk: disk.disk,
+            epoch: disk.epoch,
+            bytes: disk.bytes,
+            files: manifest.files.iter().filter(|file| file.disk == disk.disk).count() as u64,
+        })
         .collect();
     disks.sort_unstable_by_key(|disk| disk.disk);
     PointRow {

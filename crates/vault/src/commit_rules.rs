@@ -170,6 +170,17 @@ pub enum CommitRefusal {
     /// The same point was committed with another content.
     #[error("point {0} is committed already, with another content")]
     PointDiffers(PointId),
+    /// Another server has a point of this id.
+    #[error(
+        "point {point} is one of server {owner} already; two servers cannot have points of one id: \
+         if one was cloned from the other, give the agent of the clone a new id, then take the point again"
+    )]
+    PointTaken {
+        /// The id.
+        point: PointId,
+        /// Whose it is.
+        owner: ServerId,
+    },
 }
 
 /// Judges a commit by everything but what is stored.

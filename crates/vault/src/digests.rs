@@ -1,7 +1,5 @@
 //! Digests of a copy, with which an agent finds the blocks that differ.
 
-use std::sync::Arc;
-
 use lifeboat_model::{DiskNumber, Epoch, ServerId};
 use lifeboat_volume::{DigestStream, block_digests, chunk_digests};
 use lifeboat_wire::agent::DigestsOf;
@@ -9,7 +7,7 @@ use lifeboat_wire::process_server::DigestRequest;
 
 use crate::catalog::StoredFile;
 use crate::commit_rules::CommitRefusal;
-use crate::error::VaultError;
+use crate::error::{LookupError, VaultError};
 use crate::vault::unknown;
 use crate::volumes::{Volumes, VolumesError};
 
@@ -45,7 +43,12 @@ impl Volumes {
         let (mut bytes, mut files) = (row.bytes, Vec::new());
         let mut epoch = Epoch(0);
         if let Some(point) = point {
-            let (point, of_point) = vault.files_of_point(point, disk).await?;
+            let (point, of_point) = match vault.files_of_point(point, disk).await {
+                Err(VaultError::Lookup(LookupError::Unknown { what: "point", .. })) => {
+                    return Err(vault.no_such_point(server, &point.to_string()).await.into());
+                }
+                found => found?,
+            };
             if point.server != server {
                 return Err(unknown("point", &point.id.to_string(), Vec::new()).into());
             }
@@ -62,9 +65,8 @@ impl Volumes {
             }
         }
         let source = vault.disk_source(server, disk, bytes, &files).await?;
-        let opened = self.read_disk(source).await;
-        let opened =
-            opened.map_err(|source| VolumesError::Unreadable { disk, source: Arc::clone(&source) })?;
+        let opened = self.read_disk_again(source).await;
+        let opened = opened.map_err(|source| VolumesError::Unreadable { disk, source })?;
         Ok(match &request.of {
             DigestsOf::Chunks { first, count } => chunk_digests(&opened, *first, *count),
             DigestsOf::Blocks { chunks } => block_digests(&opened, chunks.clone()),

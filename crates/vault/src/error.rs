@@ -1,7 +1,11 @@
+use std::fmt;
+
+use jiff::Timestamp;
 use lifeboat_hrl::KeyError;
+use lifeboat_model::PointId;
 use lifeboat_trust::GrantError;
 
-use crate::catalog::CatalogError;
+use crate::catalog::{CatalogError, LostFiles, RemovedPoint};
 use crate::commit_rules::CommitRefusal;
 use crate::manifest::ManifestError;
 use crate::random::NoRandomness;
@@ -45,6 +49,19 @@ pub enum VaultError {
         server: lifeboat_model::ServerId,
         /// The disk.
         disk: lifeboat_model::DiskNumber,
+    },
+    /// The catalog has lost rows of files: the disk would read as if they had never been.
+    #[error(
+        "the catalog has {} instead of {} files of epochs {} to {} of disk {} of server {server}: rows of it \
+         are lost, and the disk would read wrong; see with `lifeboat verify` what else is wrong, then stop \
+         the vault and run: lifeboat vault rebuild-catalog",
+        lost.found, lost.expected, lost.first, lost.last, lost.disk
+    )]
+    FilesLost {
+        /// The server.
+        server: lifeboat_model::ServerId,
+        /// Which files.
+        lost: LostFiles,
     },
     /// No random numbers.
     #[error(transparent)]
@@ -112,6 +129,23 @@ pub enum LookupError {
         /// What there is, as far as it is worth telling.
         known: Vec<String>,
     },
+    /// No such point, any more or at all.
+    #[error(
+        "{}{}",
+        removed.as_ref().map_or_else(|| format!("there is no point {text:?}"), |removed| removed.sentence(text)),
+        match ends.as_deref() {
+            Some([oldest, newest]) => format!("; the oldest point is {oldest}, the newest is {newest}"),
+            None => "; the server has no points yet".to_owned(),
+        }
+    )]
+    NoPoint {
+        /// As it was named.
+        text: String,
+        /// The point that is meant, when retention removed it.
+        removed: Option<Box<Removal>>,
+        /// The oldest and the newest point of the server.
+        ends: Option<Box<[PointAt; 2]>>,
+    },
     /// More than one.
     #[error("{text:?} is the beginning of more than one {what}{}; say more of it", listed(": ", matching))]
     Ambiguous {
@@ -122,6 +156,40 @@ pub enum LookupError {
         /// What it could be.
         matching: Vec<String>,
     },
+}
+
+/// A point as it is told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PointAt {
+    /// Its id.
+    pub id: PointId,
+    /// Its time T.
+    pub time: Timestamp,
+}
+
+impl fmt::Display for PointAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:.3})", self.id, self.time)
+    }
+}
+
+/// A point that was asked for and that retention removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// The point.
+    pub point: RemovedPoint,
+    /// It was asked for by a time, for which it was the newest point.
+    pub by_time: bool,
+}
+
+impl Removal {
+    fn sentence(&self, text: &str) -> String {
+        let RemovedPoint { id, time, removed } = &self.point;
+        let of = time.map_or_else(String::new, |time| format!(" ({time:.3})"));
+        let before =
+            if self.by_time { format!("there is no point at or before {text}: ") } else { String::new() };
+        format!("{before}point {id}{of} was removed by retention at {removed:.0}")
+    }
 }
 
 fn listed(before: &str, names: &[String]) -> String {
@@ -141,12 +209,12 @@ impl VaultError {
         match self {
             Self::Invalid(_) => 400,
             Self::Upload(UploadRefusal::Grant(_) | UploadRefusal::Foreign { .. }) => 403,
-            Self::Lookup(LookupError::Unknown { .. })
+            Self::Lookup(LookupError::Unknown { .. } | LookupError::NoPoint { .. })
             | Self::Commit(CommitRefusal::ServerUnknown(_) | CommitRefusal::DiskUnknown(_)) => 404,
             Self::Lookup(LookupError::Ambiguous { .. })
             | Self::Commit(_)
             | Self::Upload(UploadRefusal::Taken { .. })
-            | Self::Catalog(CatalogError::Overtaken { .. }) => 409,
+            | Self::Catalog(CatalogError::Overtaken { .. } | CatalogError::PointTaken { .. }) => 409,
             Self::Upload(_) => 422,
             Self::Store(StoreError::Full { .. }) | Self::Catalog(CatalogError::Full { .. }) => 507,
             Self::Store(
@@ -160,6 +228,7 @@ impl VaultError {
             | Self::Manifest(_)
             | Self::Key(_)
             | Self::NoKey { .. }
+            | Self::FilesLost { .. }
             | Self::Random(_) => 500,
         }
     }
@@ -173,6 +242,7 @@ impl VaultError {
                 CatalogError::Full { .. } => "catalog_full",
                 CatalogError::ReadOnly { .. } => "catalog_read_only",
                 CatalogError::Overtaken { .. } => "overtaken",
+                CatalogError::PointTaken { .. } => "point_taken",
                 CatalogError::TooLarge(_) | CatalogError::Time(_) => "invalid",
                 CatalogError::Failed { .. } => "catalog_failed",
                 _ => "catalog_damaged",
@@ -194,10 +264,12 @@ impl VaultError {
                 UploadRefusal::Damaged { .. } => "upload_damaged",
                 UploadRefusal::Taken { .. } => "object_taken",
             },
-            Self::Lookup(LookupError::Unknown { .. }) => "not_found",
+            Self::Lookup(LookupError::NoPoint { removed: Some(_), .. }) => "point_removed",
+            Self::Lookup(LookupError::Unknown { .. } | LookupError::NoPoint { .. }) => "not_found",
             Self::Lookup(LookupError::Ambiguous { .. }) => "ambiguous",
             Self::Invalid(_) => "invalid",
             Self::Key(_) | Self::NoKey { .. } => "key_refused",
+            Self::FilesLost { .. } => "catalog_damaged",
             Self::Random(_) => "no_random_numbers",
         }
     }
@@ -225,6 +297,7 @@ const fn commit_code(refusal: &CommitRefusal) -> &'static str {
         CommitRefusal::FileMissing { .. } => "file_missing",
         CommitRefusal::FileDiffers { .. } => "file_differs",
         CommitRefusal::PointDiffers(_) => "point_differs",
+        CommitRefusal::PointTaken { .. } => "point_taken",
         CommitRefusal::NoDisks(_)
         | CommitRefusal::DiskTwice(_)
         | CommitRefusal::DiskBytes { .. }

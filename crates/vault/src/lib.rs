@@ -12,6 +12,7 @@ mod error;
 pub mod http;
 pub mod manifest;
 mod object_name;
+mod open_disks;
 mod overview;
 mod random;
 pub mod rebuild;
@@ -32,7 +33,7 @@ mod vault;
 pub mod verification;
 mod volumes;
 
-pub use error::{LookupError, UploadRefusal, VaultError};
+pub use error::{LookupError, PointAt, Removal, UploadRefusal, VaultError};
 pub use object_name::ObjectNames;
 pub use overview::point as api_point;
 pub use random::{NoRandomness, Randomness, SystemRandomness};

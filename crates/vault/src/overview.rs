@@ -7,7 +7,7 @@ use lifeboat_wire::agent::DiskReport;
 use lifeboat_wire::event::Severity;
 
 use crate::catalog::{PointFilter, PointRow, ServerRow};
-use crate::error::{LookupError, VaultError};
+use crate::error::{LookupError, PointAt, Removal, VaultError};
 use crate::reports::ServerLive;
 use crate::rpo::{self, Progress};
 use crate::server_state::{self, Observed};
@@ -46,11 +46,20 @@ impl Vault {
     pub async fn find_point(&self, server: ServerId, text: &str) -> Result<PointId, VaultError> {
         if text == "latest" {
             let newest = self.catalog.newest(server).await?;
-            return newest.map(|newest| newest.point).ok_or_else(|| unknown("point", text, Vec::new()));
+            return match newest {
+                Some(newest) => Ok(newest.point),
+                None => Err(self.no_point(server, text, None).await),
+            };
         }
         if let Ok(time) = text.parse::<Timestamp>() {
-            let point = self.catalog.point_at(server, time).await?;
-            return point.ok_or_else(|| unknown("point", text, Vec::new()));
+            return match self.catalog.point_at(server, time).await? {
+                Some(point) => Ok(point),
+                None => {
+                    let removed = self.catalog.removed_at(server, time).await?;
+                    let removed = removed.map(|point| Removal { point, by_time: true });
+                    Err(self.no_point(server, text, removed).await)
+                }
+            };
         }
         let matching = match text {
             "" => Vec::new(),
@@ -58,12 +67,36 @@ impl Vault {
         };
         match matching.as_slice() {
             [point] => Ok(*point),
-            [] => Err(unknown("point", text, Vec::new())),
+            [] => Err(self.no_such_point(server, text).await),
             several => {
                 let matching = several.iter().map(PointId::to_string).collect();
                 Err(LookupError::Ambiguous { what: "point", text: text.to_owned(), matching }.into())
             }
         }
+    }
+
+    /// The error for an id, or its beginning, that no point of a server has.
+    pub(crate) async fn no_such_point(&self, server: ServerId, text: &str) -> VaultError {
+        if text.is_empty() {
+            return self.no_point(server, text, None).await;
+        }
+        match self.catalog.removed_beginning(server, text).await {
+            Ok(removed) => {
+                let one = <[_; 1]>::try_from(removed).ok();
+                let removed = one.map(|[point]| Removal { point, by_time: false });
+                self.no_point(server, text, removed).await
+            }
+            Err(error) => error.into(),
+        }
+    }
+
+    async fn no_point(&self, server: ServerId, text: &str, removed: Option<Removal>) -> VaultError {
+        let ends = match self.catalog.ends(server).await {
+            Ok(ends) => ends.map(|ends| Box::new(ends.map(|(id, time)| PointAt { id, time }))),
+            Err(error) => return error.into(),
+        };
+        let text = text.chars().take(80).collect();
+        LookupError::NoPoint { text, removed: removed.map(Box::new), ends }.into()
     }
 
     /// One server.

@@ -8,12 +8,13 @@
 //! it, that one's the one before, and so on to the first; and every file on the way lies in the
 //! store. Everything that is not taken is told, with the reason.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use lifeboat_hrl::MasterKey;
-use lifeboat_model::{ServerId, VaultId};
+use lifeboat_model::{PointId, ServerId, VaultId};
 use lifeboat_trust::FileError;
 use lifeboat_trust::private_file::sync_directory_of;
 
@@ -146,13 +147,18 @@ impl Rebuild {
 
     async fn fill(&mut self, catalog: &Catalog) -> Result<(), VaultError> {
         let folder = self.names.servers();
-        let mut names_taken = std::collections::BTreeSet::new();
+        let mut names_taken = BTreeSet::new();
+        let mut points_taken: BTreeSet<PointId> = BTreeSet::new();
         for name in self.store.folders(&folder).await? {
             let Ok(server) = name.parse::<ServerId>() else {
                 self.refuse(&format!("{folder}/{name}"), "it is not named by a server's id");
                 continue;
             };
-            let points = self.read_points(server).await?;
+            let mut points = self.read_points(server).await?;
+            for twice in points.extract_if(.., |point| points_taken.contains(&point.seal.point)) {
+                let object = self.names.point(server, twice.number, twice.seal.point);
+                self.refuse(&object, "another server has a point of this id");
+            }
             let object = self.names.server(server);
             let own = self.read::<ServerManifest>(&object).await?;
             let own = match own {
@@ -171,6 +177,7 @@ impl Rebuild {
                 names_taken.insert(description.name.clone());
             }
             let history = self.take_history(points).await?;
+            points_taken.extend(history.points().map(|point| point.seal.point));
             self.write(catalog, &description, &history).await?;
         }
         Ok(())

@@ -18,6 +18,8 @@ use crate::vault::{Vault, unknown};
 const UNANSWERED_MAX: SignedDuration = SignedDuration::from_hours(24);
 /// Ended requests are kept so long.
 const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// How long it is known which points retention removed.
+const REMOVED_KEPT: SignedDuration = SignedDuration::from_hours(90 * 24);
 
 impl Vault {
     /// Asks a server's agent for something. Asked again before the agent has answered, it is the
@@ -220,7 +222,8 @@ impl Vault {
         }
         let before = now.saturating_sub(KEPT).unwrap_or(Timestamp::UNIX_EPOCH).max(Timestamp::UNIX_EPOCH);
         self.catalog.forget_requests(before).await?;
-        self.catalog.forget_removed_points(before).await?;
+        let before = now.saturating_sub(REMOVED_KEPT).unwrap_or(Timestamp::UNIX_EPOCH);
+        self.catalog.forget_removed_points(before.max(Timestamp::UNIX_EPOCH)).await?;
         Ok(())
     }
 

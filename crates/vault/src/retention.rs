@@ -193,6 +193,9 @@ impl Retention {
 
     /// The points of a server, oldest first, and what is to become of them.
     async fn plan_of(&self, server: &ServerRow, now: Timestamp) -> Result<(Vec<PointRow>, Plan), VaultError> {
+        // Manifests are written from the catalog, and what none names is deleted in the end: with rows
+        // lost, the files of those would go too.
+        self.vault.check_files(server.id, None).await?;
         let mut points = self.vault.catalog().points(PointFilter::From(server.id, 0)).await?;
         points.reverse();
         let mut held = self.vault.catalog().held_points(server.id).await?;

@@ -142,6 +142,7 @@ impl RunningVault {
                 tls.reload_on_change(settings.credentials.clone(), CREDENTIALS_EVERY),
                 follow_revocations(&service.revoked, settings.revocations.as_deref()),
                 expire_requests(&service.vault),
+                service.volumes.retry_now_and_then(),
                 retention::run(
                     Arc::clone(&service.vault),
                     settings.retention_interval.duration(),

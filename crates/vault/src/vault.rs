@@ -1,12 +1,12 @@
 //! The vault without its network: everything that it knows and does, with the time as a parameter.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_hrl::{DiskKey, KeyId, KeyOwner, ManifestKey};
-use lifeboat_model::{DiskNumber, PointId, ServerId, VaultId};
+use lifeboat_model::{DiskNumber, Epoch, PointId, ServerId, VaultId};
 use lifeboat_trust::GrantKey;
 use lifeboat_wire::event::{Event, Severity};
 use tokio::sync::watch;
@@ -35,6 +35,8 @@ pub struct Vault {
     /// Held while a server is made known; true when the vault's manifest is as the catalog has it.
     pub(crate) registration: tokio::sync::Mutex<bool>,
     servers: Mutex<HashMap<ServerId, ServerLock>>,
+    /// Points whose commit goes on, and whose they are.
+    points_in_commit: Mutex<BTreeMap<PointId, ServerId>>,
     changes: watch::Sender<u64>,
 }
 
@@ -132,6 +134,7 @@ impl Vault {
             live: Mutex::default(),
             registration: tokio::sync::Mutex::default(),
             servers: Mutex::default(),
+            points_in_commit: Mutex::default(),
             changes: watch::Sender::new(0),
             state,
         })
@@ -251,7 +254,20 @@ impl Vault {
             unknown("disk", &disk.to_string(), row.disks.iter().map(|disk| disk.disk.to_string()).collect())
         })?;
         let files = self.catalog.files_up_to(row.server, disk, epoch).await?;
+        self.check_files(row.server, Some((disk, epoch))).await?;
         Ok((row, files))
+    }
+
+    /// Refuses a server's files when the catalog has lost rows of them.
+    pub(crate) async fn check_files(
+        &self,
+        server: ServerId,
+        disk: Option<(DiskNumber, Epoch)>,
+    ) -> Result<(), VaultError> {
+        match self.catalog.lost_files(server, disk).await? {
+            Some(lost) => Err(VaultError::FilesLost { server, lost }),
+            None => Ok(()),
+        }
     }
 
     /// Stores an event. What it says is in the log as well.
@@ -290,6 +306,10 @@ impl Vault {
 
     pub(crate) fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn points_in_commit(&self) -> MutexGuard<'_, BTreeMap<PointId, ServerId>> {
+        self.points_in_commit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes the catalog. The state directory is free when the vault is dropped.

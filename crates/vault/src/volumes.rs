@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_api as api;
@@ -21,15 +22,21 @@ use lifeboat_volume::{
 };
 use rustls::ServerConfig;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::catalog::{PointRow, StoredFile, VolumeRow};
 use crate::error::{LookupError, VaultError};
+use crate::open_disks::{Key, OpenDisks};
 use crate::random;
 use crate::settings::NbdSettings;
 use crate::vault::{Vault, unknown};
 
 /// The name of the socket in its directory.
 const SOCKET: &str = "volumes.sock";
+/// When a volume in trouble is tried again, at the earliest.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Retries take at most this part of the time, since nothing else is done with volumes meanwhile.
+const RETRY_PART: u32 = 4;
 
 /// A volume cannot be opened, served or closed.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +68,9 @@ pub enum VolumesError {
     /// NBD cannot be served.
     #[error(transparent)]
     Nbd(#[from] NbdError),
+    /// The socket cannot be had.
+    #[error("{0}; each vault needs a directory of its own as `socket_directory` in [nbd] of its settings")]
+    Socket(NbdError),
     /// A directory cannot be used.
     #[error("cannot use {}: {source}", path.display())]
     Directory {
@@ -77,6 +87,8 @@ pub struct Volumes {
     server: NbdServer,
     objects: Objects,
     cache: Arc<FrameCache>,
+    /// For digests.
+    open_disks: Arc<OpenDisks>,
     overlays: PathBuf,
     socket: PathBuf,
     /// Host and port for clients elsewhere.
@@ -89,7 +101,21 @@ pub struct Volumes {
 #[derive(Default)]
 struct Served {
     disks: BTreeMap<DiskNumber, VolumeDisk>,
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
+}
+
+/// Why a volume cannot be served.
+struct Trouble {
+    message: String,
+    retry_at: Instant,
+}
+
+impl Trouble {
+    /// After an attempt that began then.
+    fn since(began: Instant, error: &VolumesError) -> Self {
+        let pause = RETRY_AFTER.max(began.elapsed() * RETRY_PART);
+        Self { message: error.to_string(), retry_at: Instant::now() + pause }
+    }
 }
 
 impl Volumes {
@@ -112,7 +138,10 @@ impl Volumes {
         std::fs::create_dir_all(&settings.socket_directory).map_err(directory(&settings.socket_directory))?;
         let server = NbdServer::new(Limits::default());
         let socket = settings.socket_directory.join(SOCKET);
-        server.listen_unix(&socket).await?;
+        server.listen_unix(&socket).await.map_err(|error| match error {
+            NbdError::SocketInUse { .. } | NbdError::PathTooLong { .. } => VolumesError::Socket(error),
+            error => error.into(),
+        })?;
         let remote = match settings.listen {
             Some(address) => {
                 let bound = server.listen_tcp(address, tls).await?;
@@ -125,7 +154,17 @@ impl Volumes {
         let objects = Objects::new(Arc::clone(store.objects()), store.local_root().map(Path::to_owned));
         let cache = FrameCache::new(settings.frame_cache_mib << 20);
         let served = Mutex::default();
-        let volumes = Self { vault, server, objects, cache, overlays, socket, remote, served };
+        let volumes = Self {
+            vault,
+            server,
+            objects,
+            cache,
+            open_disks: Arc::default(),
+            overlays,
+            socket,
+            remote,
+            served,
+        };
         volumes.resume().await?;
         Ok(volumes)
     }
@@ -176,7 +215,8 @@ impl Volumes {
     pub async fn list(&self) -> Result<Vec<api::Volume>, VolumesError> {
         let catalog = self.vault.catalog();
         let servers = catalog.servers().await.map_err(VaultError::from)?;
-        let served = self.served.lock().await;
+        let mut served = self.served.lock().await;
+        self.retry(&mut served).await?;
         let mut volumes = Vec::new();
         for row in catalog.volumes().await.map_err(VaultError::from)? {
             let point = self.point(row.point).await?;
@@ -193,7 +233,7 @@ impl Volumes {
                 opened: row.opened,
                 overlay_bytes: disks.clone().map(|(_, disk)| disk.overlay_bytes()).sum(),
                 disks: disks.map(|(disk, open)| self.address(row.id, *disk, open)).collect(),
-                trouble: open.and_then(|open| open.trouble.clone()),
+                trouble: open.and_then(|open| open.trouble.as_ref()).map(|trouble| trouble.message.clone()),
             });
         }
         Ok(volumes)
@@ -241,17 +281,63 @@ impl Volumes {
         PointDisk::open(source, self.objects.clone(), Arc::clone(&self.cache)).await
     }
 
+    /// As [`Self::read_disk`], and keeps it open for the next request.
+    pub(crate) async fn read_disk_again(&self, source: DiskSource) -> Result<PointDisk, Arc<VolumeError>> {
+        let key = Key::of(&source);
+        if let Some(open) = self.open_disks.find(&key) {
+            return Ok(open);
+        }
+        let opened = self.read_disk(source).await?;
+        self.open_disks.keep(key, opened.clone());
+        Ok(opened)
+    }
+
+    /// Tries volumes in trouble again, for as long as it is polled.
+    pub(crate) async fn retry_now_and_then(&self) {
+        loop {
+            tokio::time::sleep(RETRY_AFTER).await;
+            if let Err(error) = self.retry(&mut *self.served.lock().await).await {
+                tracing::warn!(%error, "volumes in trouble could not be tried again");
+            }
+        }
+    }
+
+    /// Serves the volumes in trouble whose time has come.
+    async fn retry(&self, served: &mut BTreeMap<VolumeId, Served>) -> Result<(), VolumesError> {
+        let now = Instant::now();
+        let is_due = |open: &Served| open.trouble.as_ref().is_some_and(|trouble| trouble.retry_at <= now);
+        if !served.values().any(is_due) {
+            return Ok(());
+        }
+        for row in self.vault.catalog().volumes().await.map_err(VaultError::from)? {
+            let Some(open) = served.get_mut(&row.id).filter(|open| is_due(open)) else { continue };
+            let began = Instant::now();
+            match self.serve(&row).await {
+                Ok(disks) => {
+                    tracing::info!(volume = %row.id, "a volume that was in trouble is served again");
+                    *open = Served { disks, trouble: None };
+                }
+                Err(error) => {
+                    tracing::debug!(volume = %row.id, %error, "a volume is still in trouble");
+                    open.trouble = Some(Trouble::since(began, &error));
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn resume(&self) -> Result<(), VolumesError> {
         let rows = self.vault.catalog().volumes().await.map_err(VaultError::from)?;
         let known: Vec<_> = rows.iter().map(|row| row.id.to_string()).collect();
         tell_of_leftovers(&self.overlays, &known);
         let mut served = self.served.lock().await;
         for row in rows {
+            let began = Instant::now();
             let volume = match self.serve(&row).await {
                 Ok(disks) => Served { disks, trouble: None },
                 Err(error) => {
                     tracing::error!(volume = %row.id, %error, "a volume cannot be served again");
-                    Served { disks: BTreeMap::new(), trouble: Some(error.to_string()) }
+                    Served { disks: BTreeMap::new(), trouble: Some(Trouble::since(began, &error)) }
                 }
             };
             served.insert(row.id, volume);
@@ -266,7 +352,10 @@ impl Volumes {
             disks.insert(*disk, self.open_disk(volume, *disk).await?);
         }
         for (disk, open) in &disks {
-            self.server.add(&export_name(volume.id, *disk), Arc::new(open.clone()))?;
+            if let Err(error) = self.server.add(&export_name(volume.id, *disk), Arc::new(open.clone())) {
+                self.withdraw(volume).await?;
+                return Err(error.into());
+            }
         }
         Ok(disks)
     }
@@ -302,12 +391,7 @@ impl Volumes {
 
     /// Ends a volume: exports, row, overlays.
     async fn forget(&self, volume: &VolumeRow) -> Result<(), VolumesError> {
-        for disk in &volume.disks {
-            match self.server.remove(&export_name(volume.id, *disk)).await {
-                Ok(()) | Err(NbdError::UnknownExport { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.withdraw(volume).await?;
         self.vault.catalog().remove_volume(volume.id).await.map_err(VaultError::from)?;
         let directory = self.overlays.join(volume.id.to_string());
         match tokio::fs::remove_dir_all(&directory).await {
@@ -316,6 +400,17 @@ impl Volumes {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Ends what is offered of a volume.
+    async fn withdraw(&self, volume: &VolumeRow) -> Result<(), VolumesError> {
+        for disk in &volume.disks {
+            match self.server.remove(&export_name(volume.id, *disk)).await {
+                Ok(()) | Err(NbdError::UnknownExport { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     async fn point(&self, point: PointId) -> Result<PointRow, VolumesError> {

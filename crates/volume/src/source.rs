@@ -72,7 +72,8 @@ impl DiskSource {
 
     /// Refuses a list with a hole that would show as stale or missing data. Epochs in which nothing
     /// changed have no file (the first one neither, of a disk that was all zeroes), so only the
-    /// parts before a part can be missed.
+    /// parts before a part can be missed here; whoever makes the list knows how many files there
+    /// must be, and counts them.
     pub(crate) fn check_order(&self) -> Result<(), VolumeError> {
         let mut before: Option<&FileSource> = None;
         for file in &self.files {

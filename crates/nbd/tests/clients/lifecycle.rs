@@ -149,6 +149,10 @@ async fn only_a_dead_socket_is_replaced() {
     assert!(matches!(refused, Err(NbdError::NotASocket { .. })), "{refused:?}");
     assert_eq!(fs::read(&file).unwrap(), b"data");
 
+    let long = bench.path(&"long".repeat(40));
+    let refused = other.listen_unix(&long).await;
+    assert!(matches!(refused, Err(NbdError::PathTooLong { .. })), "{refused:?}");
+
     // A listener that is closed without its file being removed, as after a crash.
     let stale = bench.path("stale.sock");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());

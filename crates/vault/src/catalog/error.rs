@@ -63,6 +63,16 @@ pub enum CatalogError {
         /// Whose.
         server: lifeboat_model::ServerId,
     },
+    /// A point of this id is in the catalog, or was until retention removed it.
+    #[error(
+        "there is or was a point {point} of server {owner}; take the point again, which gives it another id"
+    )]
+    PointTaken {
+        /// The id.
+        point: lifeboat_model::PointId,
+        /// Whose it is.
+        owner: lifeboat_model::ServerId,
+    },
     /// Another failure.
     #[error("the catalog {} failed: {source}", path.display())]
     Failed {

@@ -69,16 +69,37 @@ impl Catalog {
             if self.run(&mut transaction, statement).await? != 1 {
                 return Err(overtaken());
             }
+            self.count_file(&mut transaction, server, file, -1).await?;
             let statement = query("DELETE FROM file_checks WHERE object = $1").bind(file.object.clone());
             self.run(&mut transaction, statement).await?;
             self.retire(&mut transaction, change, &file.object, Some(file)).await?;
         }
         for file in &change.added_files {
             self.put_file(&mut transaction, server, file).await?;
+            self.count_file(&mut transaction, server, file, 1).await?;
         }
         let statement = query("DELETE FROM unsettled_manifests WHERE server = $1").bind(server.to_string());
         self.run(&mut transaction, statement).await?;
         self.commit(transaction).await
+    }
+
+    /// Counts a file that comes or goes at the first point that needs it, if there is one.
+    async fn count_file(
+        &self,
+        connection: &mut Connection,
+        server: ServerId,
+        file: &StoredFile,
+        change: i64,
+    ) -> Result<(), CatalogError> {
+        let statement = query(
+            "UPDATE point_disks SET files = files + $1 WHERE server = $2 AND disk = $3 AND epoch = \
+             (SELECT MIN(epoch) FROM point_disks WHERE server = $2 AND disk = $3 AND epoch >= $4)",
+        )
+        .bind(change)
+        .bind(server.to_string())
+        .bind(i64::from(file.disk.0))
+        .bind(bigint(file.last_epoch.0)?);
+        self.run(connection, statement).await.map(drop)
     }
 
     async fn retire(
@@ -212,11 +233,22 @@ impl Catalog {
         now: Timestamp,
     ) -> Result<(), CatalogError> {
         let statement = query(
-            "INSERT INTO removed_points (id, server, committed_ns, commit_digest, removed_ns) \
-             SELECT id, server, committed_ns, commit_digest, $2 FROM points WHERE id = $1",
+            "INSERT INTO removed_points (id, server, committed_ns, commit_digest, removed_ns, time_ns) \
+             SELECT id, server, committed_ns, commit_digest, $2, time_ns FROM points WHERE id = $1",
         )
         .bind(point.to_string())
         .bind(time_ns(now)?);
+        self.run(connection, statement).await?;
+        // Its files are those of the next point that has the disk. Not counted anew: a row that is
+        // lost would not be missed any more.
+        let statement = query(
+            "UPDATE point_disks SET files = files + (SELECT gone.files FROM point_disks gone \
+             WHERE gone.point = $1 AND gone.disk = point_disks.disk) \
+             WHERE (server, disk, epoch) IN (SELECT gone.server, gone.disk, (SELECT MIN(n.epoch) \
+             FROM point_disks n WHERE n.server = gone.server AND n.disk = gone.disk AND n.epoch > gone.epoch) \
+             FROM point_disks gone WHERE gone.point = $1)",
+        )
+        .bind(point.to_string());
         self.run(connection, statement).await?;
         for statement in ["DELETE FROM point_disks WHERE point = $1", "DELETE FROM points WHERE id = $1"] {
             self.run(connection, query(statement).bind(point.to_string())).await?;

@@ -8,7 +8,9 @@ use sqlx::{AssertSqlSafe, query};
 
 use super::CatalogError;
 use super::database::{Catalog, Connection, DatabaseRow};
-use super::row::{PointDiskRow, PointRow, RowValues, StoredFile, bigint, json_text, time_ns};
+use super::row::{
+    LostFiles, PointDiskRow, PointRow, RemovedPoint, RowValues, StoredFile, bigint, json_text, time_ns,
+};
 
 /// Which points [`Catalog::points`] gives.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +59,7 @@ impl Catalog {
              commit_digest FROM points WHERE {condition} {rest}"
         );
         let disks = format!(
-            "SELECT pd.point, pd.disk, pd.epoch, pd.bytes, (SELECT CAST(COALESCE(SUM(f.bytes), 0) AS BIGINT) \
+            "SELECT pd.point, pd.disk, pd.epoch, pd.bytes, pd.files, (SELECT CAST(COALESCE(SUM(f.bytes), 0) AS BIGINT) \
              FROM files f WHERE f.server = pd.server AND f.disk = pd.disk AND f.last_epoch = pd.epoch) AS stored \
              FROM point_disks pd WHERE pd.point IN (SELECT id FROM points WHERE {condition} {rest}) \
              ORDER BY pd.disk"
@@ -144,7 +146,7 @@ impl Catalog {
         let rows = self
             .all(
                 query(
-                    "SELECT pd.point, pd.disk, pd.epoch, pd.bytes FROM point_disks pd WHERE pd.server = $1 \
+                    "SELECT pd.point, pd.disk, pd.epoch, pd.bytes, pd.files FROM point_disks pd WHERE pd.server = $1 \
                      AND pd.epoch = (SELECT MAX(epoch) FROM point_disks x \
                      WHERE x.server = pd.server AND x.disk = pd.disk)",
                 )
@@ -159,21 +161,120 @@ impl Catalog {
             .collect()
     }
 
-    /// When a point was committed, and the digest of what was; also of one that retention removed.
+    /// Whose a point is, when it was committed, and the digest of what was; also of one that retention
+    /// removed.
     ///
     /// # Errors
     /// When the catalog fails.
-    pub async fn commit_of(&self, point: PointId) -> Result<Option<(Timestamp, Digest)>, CatalogError> {
+    pub async fn commit_of(
+        &self,
+        point: PointId,
+    ) -> Result<Option<(ServerId, Timestamp, Digest)>, CatalogError> {
         let row = self
             .optional(
                 query(
-                    "SELECT committed_ns, commit_digest FROM points WHERE id = $1 UNION ALL \
-                     SELECT committed_ns, commit_digest FROM removed_points WHERE id = $1",
+                    "SELECT server, committed_ns, commit_digest FROM points WHERE id = $1 UNION ALL \
+                     SELECT server, committed_ns, commit_digest FROM removed_points WHERE id = $1",
                 )
                 .bind(point.to_string()),
             )
             .await?;
-        row.map(|row| Ok((row.time("committed_ns")?, row.parsed("commit_digest")?))).transpose()
+        row.map(|row| Ok((row.parsed("server")?, row.time("committed_ns")?, row.parsed("commit_digest")?)))
+            .transpose()
+    }
+
+    /// The first gap among the rows of a server's files: between two points there are not as many as
+    /// were put there. `disk` alone and up to an epoch, when it is given.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn lost_files(
+        &self,
+        server: ServerId,
+        disk: Option<(DiskNumber, Epoch)>,
+    ) -> Result<Option<LostFiles>, CatalogError> {
+        let (condition, number, until) = match disk {
+            Some((disk, epoch)) => ("AND disk = $2 AND epoch <= $3", i64::from(disk.0), bigint(epoch.0)?),
+            None => ("AND $2 <= $3", 0, 0),
+        };
+        // Only the constants above are put together here.
+        let statement = format!(
+            "SELECT disk, epoch_before, epoch, files, found FROM (SELECT disk, epoch_before, epoch, files, \
+             (SELECT COUNT(*) FROM files f WHERE f.server = $1 AND f.disk = pd.disk \
+             AND f.last_epoch > pd.epoch_before AND f.last_epoch <= pd.epoch) AS found \
+             FROM (SELECT disk, epoch, files, \
+             COALESCE(LAG(epoch) OVER (PARTITION BY disk ORDER BY epoch), 0) AS epoch_before \
+             FROM point_disks WHERE server = $1 {condition}) pd) counted \
+             WHERE found <> files ORDER BY disk, epoch LIMIT 1"
+        );
+        let statement = query(AssertSqlSafe(statement)).bind(server.to_string()).bind(number).bind(until);
+        let row = self.optional(statement).await?;
+        row.map(|row| {
+            Ok(LostFiles {
+                disk: row.disk("disk")?,
+                first: Epoch(row.number("epoch_before")?).next(),
+                last: Epoch(row.number("epoch")?),
+                expected: row.number("files")?,
+                found: row.number("found")?,
+            })
+        })
+        .transpose()
+    }
+
+    /// Points that retention removed and whose id begins with `beginning`, at most two.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn removed_beginning(
+        &self,
+        server: ServerId,
+        beginning: &str,
+    ) -> Result<Vec<RemovedPoint>, CatalogError> {
+        let statement = query(
+            "SELECT id, time_ns, removed_ns FROM removed_points \
+             WHERE server = $1 AND substr(id, 1, $2) = $3 ORDER BY removed_ns DESC LIMIT 2",
+        )
+        .bind(server.to_string())
+        .bind(i64::try_from(beginning.len()).unwrap_or(i64::MAX))
+        .bind(beginning.to_owned());
+        self.all(statement).await?.iter().map(removed_row).collect()
+    }
+
+    /// The newest point whose time T is not after `time`, of those that retention removed.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn removed_at(
+        &self,
+        server: ServerId,
+        time: Timestamp,
+    ) -> Result<Option<RemovedPoint>, CatalogError> {
+        let statement = query(
+            "SELECT id, time_ns, removed_ns FROM removed_points WHERE server = $1 AND time_ns <= $2 \
+             ORDER BY time_ns DESC LIMIT 1",
+        )
+        .bind(server.to_string())
+        .bind(time_ns(time)?);
+        self.optional(statement).await?.as_ref().map(removed_row).transpose()
+    }
+
+    /// The oldest and the newest point of a server, with their times.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn ends(&self, server: ServerId) -> Result<Option<[(PointId, Timestamp); 2]>, CatalogError> {
+        let statement = query(
+            "SELECT id, time_ns FROM points p WHERE server = $1 AND number IN \
+             ((SELECT MIN(number) FROM points x WHERE x.server = $1), \
+             (SELECT MAX(number) FROM points x WHERE x.server = $1)) ORDER BY number",
+        )
+        .bind(server.to_string());
+        let rows = self.all(statement).await?;
+        let end = |row: &DatabaseRow| Ok::<_, CatalogError>((row.parsed("id")?, row.time("time_ns")?));
+        match (rows.first(), rows.last()) {
+            (Some(oldest), Some(newest)) => Ok(Some([end(oldest)?, end(newest)?])),
+            _ => Ok(None),
+        }
     }
 
     /// All files that a disk needs at the end of `epoch`, in the order in which they apply: later
@@ -238,7 +339,8 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::Overtaken`] when the server's newest point is not number `point.number - 1`
-    /// (or an older one, after retention) any more; or when the catalog fails.
+    /// (or an older one, after retention) any more; [`CatalogError::PointTaken`] when there is or was
+    /// a point of this id; or when the catalog fails.
     pub async fn insert_point(
         &self,
         point: &PointRow,
@@ -256,6 +358,19 @@ impl Catalog {
         let now_newest: Option<PointId> = now_newest.map(|row| row.parsed("id")).transpose()?;
         if now_newest != newest {
             return Err(CatalogError::Overtaken { server: point.server });
+        }
+        let taken = self
+            .optional_within(
+                &mut transaction,
+                query(
+                    "SELECT server FROM points WHERE id = $1 UNION ALL \
+                     SELECT server FROM removed_points WHERE id = $1",
+                )
+                .bind(point.id.to_string()),
+            )
+            .await?;
+        if let Some(taken) = taken {
+            return Err(CatalogError::PointTaken { point: point.id, owner: taken.parsed("server")? });
         }
         self.put_point(&mut transaction, point).await?;
         for file in files {
@@ -296,13 +411,15 @@ impl Catalog {
         self.run(connection, statement).await?;
         for disk in &point.disks {
             let statement = query(
-                "INSERT INTO point_disks (point, server, disk, epoch, bytes) VALUES ($1, $2, $3, $4, $5)",
+                "INSERT INTO point_disks (point, server, disk, epoch, bytes, files) \
+                 VALUES ($1, $2, $3, $4, $5, $6)",
             )
             .bind(point.id.to_string())
             .bind(point.server.to_string())
             .bind(i64::from(disk.disk.0))
             .bind(bigint(disk.epoch.0)?)
-            .bind(bigint(disk.bytes)?);
+            .bind(bigint(disk.bytes)?)
+            .bind(bigint(disk.files)?);
             self.run(connection, statement).await?;
         }
         Ok(())
@@ -348,11 +465,20 @@ fn point_row(row: &DatabaseRow, disks: Vec<PointDiskRow>, bytes: u64) -> Result<
     })
 }
 
+fn removed_row(row: &DatabaseRow) -> Result<RemovedPoint, CatalogError> {
+    Ok(RemovedPoint {
+        id: row.parsed("id")?,
+        time: row.optional_time("time_ns")?,
+        removed: row.time("removed_ns")?,
+    })
+}
+
 fn point_disk_row(row: &DatabaseRow) -> Result<PointDiskRow, CatalogError> {
     Ok(PointDiskRow {
         disk: row.disk("disk")?,
         epoch: Epoch(row.number("epoch")?),
         bytes: row.number("bytes")?,
+        files: row.number("files")?,
     })
 }
 

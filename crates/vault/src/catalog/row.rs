@@ -96,6 +96,34 @@ pub struct PointDiskRow {
     pub epoch: Epoch,
     /// Size of the disk in bytes.
     pub bytes: u64,
+    /// Files that it needs and no point before it.
+    pub files: u64,
+}
+
+/// A point that retention removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovedPoint {
+    /// Its id.
+    pub id: PointId,
+    /// Its time T; not known of points that an old version removed.
+    pub time: Option<Timestamp>,
+    /// When it was removed.
+    pub removed: Timestamp,
+}
+
+/// Rows of files that are not there, though points need them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostFiles {
+    /// Of which disk.
+    pub disk: DiskNumber,
+    /// The first epoch that they can be of.
+    pub first: Epoch,
+    /// The last one.
+    pub last: Epoch,
+    /// How many files there should be of these epochs.
+    pub expected: u64,
+    /// How many there are.
+    pub found: u64,
 }
 
 /// A file that points need.

@@ -59,6 +59,7 @@ impl Retention {
         if unsettled.is_empty() {
             return Ok(());
         }
+        self.vault.check_files(server, None).await?;
         let mut points = catalog.points(PointFilter::From(server, 0)).await?;
         points.reverse();
         let files = catalog.files_of_server(server).await?;

@@ -4,6 +4,7 @@
 
 mod crash;
 mod history;
+mod lost;
 mod merging;
 mod site;
 mod steps;

@@ -156,6 +156,34 @@ async fn an_open_volume_keeps_its_point_and_the_files_that_it_was_opened_over() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_set_back_takes_no_file_from_an_open_volume() {
+    let mut site = Site::new(1).await;
+    site.set_policy(&policy(&[(600, None), (36_000, Some(3600))])).await;
+    site.take(0, base()).await;
+    for step in 1..=70 {
+        site.take(step * 60, change(step)).await;
+    }
+    let held = *site.times.iter().find(|(_, time)| **time == 70 * 60).unwrap().0;
+    // Ten days too late; the clock is put right after it.
+    site.open_volume("0000000000000001", held, 10 * 86_400).await;
+    let (_, over) = site.vault.files_of_point(held, lifeboat_model::DiskNumber(0)).await.unwrap();
+    let retention = site.retention();
+    for step in 71..=75 {
+        site.take(step * 60, change(step)).await;
+        retention.thin(at(step * 60)).await.unwrap();
+        retention.merge(at(step * 60)).await.unwrap();
+    }
+    retention.thin(at(75 * 60)).await.unwrap();
+    let gone = |site: &Site| over.iter().filter(|file| !site.stored().contains(&file.object)).count();
+    assert!(site.files(0).await.iter().filter(|file| over.contains(file)).count() < over.len(), "merged");
+    assert_eq!(gone(&site), 0, "the volume reads them");
+    site.close_volume("0000000000000001").await;
+    retention.thin(at(76 * 60)).await.unwrap();
+    assert!(gone(&site) > 0, "nobody needs them any more");
+    site.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_wait_out_their_grace_time_and_waiting_uploads_are_left_alone() {
     let mut site = Site::new(1).await;
     site.settings.delete_after = jiff::SignedDuration::from_hours(1);

@@ -110,8 +110,41 @@ async fn points_of_two_servers_do_not_meet() {
     fixture.vault.commit_point(PROCESS_SERVER, &theirs, at(20)).await.unwrap();
     theirs.seal.point = point(SERVER, 10);
     let error = fixture.vault.commit_point(PROCESS_SERVER, &theirs, at(20)).await.unwrap_err();
-    assert_eq!(error.code(), "point_differs");
+    assert_eq!((error.status(), error.code()), (409, "point_taken"));
+    let text = error.to_string();
+    assert!(text.contains(&format!("server {SERVER}")) && text.contains("take the point again"), "{text}");
     assert_eq!(listed(&fixture.vault, other).await, [point(other, 5)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_servers_that_commit_one_id_at_once_one_is_refused() {
+    let fixture = Fixture::new().await;
+    let vault = &fixture.vault;
+    let other = ServerId::new(0xbbbb_0000_0000_0001);
+    register(vault, SERVER, "db1", 0).await;
+    register(vault, other, "web1", 0).await;
+    for epoch in 1..20 {
+        let seconds = i64::try_from(epoch).unwrap() * 10;
+        let mut both = [SERVER, other].map(|server| commit(server, seconds, &[(0, epoch, 1)]));
+        both[1].seal.point = both[0].seal.point;
+        for commit in &both {
+            upload_all(vault, commit).await.unwrap();
+        }
+        let (ours, theirs) = tokio::join!(
+            vault.commit_point(PROCESS_SERVER, &both[0], at(seconds)),
+            vault.commit_point(PROCESS_SERVER, &both[1], at(seconds))
+        );
+        let (refused, error) = match (ours, theirs) {
+            (Ok(_), Err(error)) => (1, error),
+            (Err(error), Ok(_)) => (0, error),
+            both => panic!("{both:?}"),
+        };
+        assert_eq!((error.status(), error.code()), (409, "point_taken"), "{error}");
+        both[refused].seal.point = PointId::new(epoch);
+        vault.commit_point(PROCESS_SERVER, &both[refused], at(seconds)).await.unwrap();
+    }
+    let manifests = tree(&fixture.store_path()).into_iter().filter(|name| name.contains("/points/")).count();
+    assert_eq!(manifests, 2 * 19, "the refused commits have left no manifests");
 }
 
 #[tokio::test]
@@ -168,8 +201,15 @@ async fn points_are_found_by_id_beginning_and_time() {
     assert_eq!(vault.find_point(SERVER, &at(19).to_string()).await.unwrap(), first);
     assert_eq!(vault.find_point(SERVER, &at(20).to_string()).await.unwrap(), second);
     for text in ["", "zz", "%", &at(9).to_string()] {
-        assert_eq!(vault.find_point(SERVER, text).await.unwrap_err().code(), "not_found", "{text:?}");
+        let error = vault.find_point(SERVER, text).await.unwrap_err();
+        assert_eq!((error.status(), error.code()), (404, "not_found"), "{text:?}");
+        let ends =
+            format!("the oldest point is {first} ({:.3}), the newest is {second} ({:.3})", at(10), at(20));
+        assert!(error.to_string().contains(&ends), "{error}");
     }
+    register(vault, ServerId::new(5), "empty", 0).await;
+    let error = vault.find_point(ServerId::new(5), "latest").await.unwrap_err();
+    assert!(error.to_string().contains("the server has no points yet"), "{error}");
 }
 
 #[tokio::test]

@@ -23,8 +23,8 @@ use crate::support::*;
 
 /// A site with its authority and a vault that answers.
 pub struct Site {
-    dir: tempfile::TempDir,
-    authority: SiteAuthority,
+    pub dir: tempfile::TempDir,
+    pub authority: SiteAuthority,
     url: String,
     stop: Option<oneshot::Sender<()>>,
     running: Option<JoinHandle<()>>,
@@ -33,7 +33,7 @@ pub struct Site {
 pub fn settings(dir: &Path) -> Settings {
     let text = format!(
         "listen = \"127.0.0.1:0\"\ncredentials = {:?}\nstate = {:?}\nrevocations = {:?}\n\
-         [nbd]\nsocket_directory = {:?}\n",
+         [nbd]\nsocket_directory = {:?}\nlisten = \"127.0.0.1:0\"\n",
         dir.join("credentials"),
         dir.join("state"),
         dir.join("authority/revoked.json"),
@@ -58,7 +58,7 @@ pub fn client(authority: &SiteAuthority, url: &str, identity: &Identity) -> Clie
 }
 
 impl Site {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let authority = authority(dir.path());
         let mut site = Self { dir, authority, url: String::new(), stop: None, running: None };
@@ -66,7 +66,7 @@ impl Site {
         site
     }
 
-    async fn run(&mut self) {
+    pub async fn run(&mut self) {
         let vault = RunningVault::start(settings(self.dir.path())).await.unwrap();
         self.url = format!("https://{}", vault.local_address());
         let (stop, stopped) = oneshot::channel::<()>();
@@ -76,7 +76,7 @@ impl Site {
         })));
     }
 
-    async fn stop(&mut self) {
+    pub async fn stop(&mut self) {
         drop(self.stop.take());
         self.running.take().unwrap().await.unwrap();
     }
@@ -85,11 +85,11 @@ impl Site {
         client(&self.authority, &self.url, identity)
     }
 
-    fn process_server(&self) -> Client {
+    pub fn process_server(&self) -> Client {
         self.client(&Identity::ProcessServer(PROCESS_SERVER.into()))
     }
 
-    fn operator(&self) -> Client {
+    pub fn operator(&self) -> Client {
         self.client(&Identity::Operator("anna".into()))
     }
 }

@@ -13,3 +13,4 @@ mod rebuild;
 mod requests;
 mod support;
 mod upload;
+mod volumes;

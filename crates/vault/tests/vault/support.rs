@@ -299,7 +299,7 @@ pub async fn rows(state: &Path) -> Vec<String> {
             "points",
             "id || server || number || time_ns || kind || capture || sealed_ns || uploaded_ns || committed_ns || commit_digest",
         ),
-        ("point_disks", "point || server || disk || epoch || bytes"),
+        ("point_disks", "point || server || disk || epoch || bytes || files"),
         (
             "files",
             "object || server || disk || first_epoch || last_epoch || part || bytes || digest || plain_bytes",

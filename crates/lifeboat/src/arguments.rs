@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lifeboat_api::ExportFormat;
 use lifeboat_model::{DiskNumber, PointKind, ServerId, Span};
@@ -57,6 +58,7 @@ pub enum Command {
     /// Check what is stored, or the copy against the live disks.
     Verify {
         /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
         /// Compare the copy with the live disks, without stopping them.
         #[arg(long)]
@@ -88,11 +90,13 @@ pub enum ServerCommand {
     /// One server: state, RPO and what gates it, disks, policy.
     Show {
         /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
     },
     /// Change how a server is protected.
     SetPolicy {
         /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
         /// Time between crash-consistent points, such as 5s.
         #[arg(long)]
@@ -110,6 +114,7 @@ pub enum ServerCommand {
     /// Compare all disks with the copy and send what differs.
     Resync {
         /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
         /// Come back when it has ended.
         #[arg(long)]
@@ -122,11 +127,13 @@ pub enum PointCommand {
     /// The recovery points of a server, newest first.
     List {
         /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
     },
     /// Take a recovery point now.
     Take {
         /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
         /// What it has to guarantee: crash or filesystem.
         #[arg(long, default_value = "crash")]
@@ -142,9 +149,12 @@ pub enum VolumeCommand {
     /// Open a recovery point as disks that can be written; answers with an NBD URI a disk.
     Open {
         /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
-        /// latest, a point's id or its unique beginning, or a time (the newest point not after it).
+        /// latest, a point's id or its unique beginning, or a time (the newest point not after it;
+        /// UTC without an offset).
         #[arg(long, default_value = "latest")]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,
         /// Only this disk.
         #[arg(long)]
@@ -158,14 +168,17 @@ pub enum VolumeCommand {
     /// Close a volume; what was written to it is gone.
     Close {
         /// Id or unique beginning of one.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         volume: String,
     },
     /// Write a disk of a recovery point to an image file.
     Export {
         /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
         /// latest, a point's id or its unique beginning, or a time.
         #[arg(long, default_value = "latest")]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,
         /// The disk.
         #[arg(long)]

@@ -122,3 +122,44 @@ fn a_revoked_agent_is_told_and_its_server_goes_on() {
     let after = site.json(["point", "list", "source"]).as_array().unwrap().len();
     assert!(after <= points + 1, "points came from a revoked agent: {points}, then {after}");
 }
+
+#[test]
+fn an_export_leaves_a_whole_image_or_nothing() {
+    let disk = LoopDisk::new(256 * MIB);
+    for first in (0..60_000).step_by(1000) {
+        disk.write(first, 1000, first + 1);
+    }
+    let site = Site::start(&[&disk], "5s");
+    site.await_first_point();
+    let out = tempfile::tempdir_in(scratch()).unwrap();
+    let export = |name: &str| {
+        let mut command = Command::new(Programs::find().lifeboat);
+        command.args(["volume", "export", "source", "--disk", "0", "--format", "qcow2"]);
+        command.arg(out.path().join(name)).arg("--site").arg(&site.dir).env("HOME", out.path());
+        command.stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let files = || -> Vec<_> {
+        let entries = fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        entries.filter(|name| name != ".config").collect()
+    };
+    let volumes = || site.json(["volume", "list"]).as_array().unwrap().len();
+
+    let interrupted = export("image");
+    wait_for("the export to begin", || (volumes() == 1).then_some(()));
+    run("kill", ["-INT", &interrupted.id().to_string()]);
+    let output = interrupted.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted"));
+    assert_eq!((files(), volumes()), (vec![], 0));
+
+    let both = [export("image"), export("image")].map(|child| child.wait_with_output().unwrap());
+    let done = both.iter().filter(|output| output.status.success()).count();
+    assert_eq!(done, 1, "one of two exports to a name is refused: {both:?}");
+    assert_eq!((files(), volumes()), (vec!["image".into()], 0));
+    let mode = fs::metadata(out.path().join("image")).unwrap().permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
+    run(
+        "qemu-img",
+        ["compare", "-F", "raw", out.path().join("image").to_str().unwrap(), disk.device.to_str().unwrap()],
+    );
+}

@@ -134,7 +134,10 @@ pub enum LookupError {
         "{}{}",
         removed.as_ref().map_or_else(|| format!("there is no point {text:?}"), |removed| removed.sentence(text)),
         match ends.as_deref() {
-            Some([oldest, newest]) => format!("; the oldest point is {oldest}, the newest is {newest}"),
+            Some([oldest, newest]) => format!(
+                "; the oldest point is {oldest}, the newest is {newest}; name one by its id, or by a time such as \
+                 2026-11-24T19:13:00Z"
+            ),
             None => "; the server has no points yet".to_owned(),
         }
     )]

@@ -51,7 +51,7 @@ impl Vault {
                 None => Err(self.no_point(server, text, None).await),
             };
         }
-        if let Ok(time) = text.parse::<Timestamp>() {
+        if let Some(time) = time_of(text) {
             return match self.catalog.point_at(server, time).await? {
                 Some(point) => Ok(point),
                 None => {
@@ -271,5 +271,41 @@ pub fn point(row: &PointRow) -> api::Point {
         uploaded: row.uploaded,
         committed: row.committed,
         damage: None,
+    }
+}
+
+/// A point in time as an operator writes it. Without an offset it is UTC, as times are shown; without
+/// a fraction it means the whole second, so that a time that was shown names the point it was shown for.
+fn time_of(text: &str) -> Option<Timestamp> {
+    let utc = || {
+        // An id may look like a date without hyphens.
+        let civil: jiff::civil::DateTime = text.contains('-').then(|| text.parse().ok())??;
+        Some(civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+    };
+    let time = text.parse().ok().or_else(utc)?;
+    let rest_of_second = jiff::SignedDuration::from_nanos(999_999_999);
+    if text.contains('.') { Some(time) } else { time.checked_add(rest_of_second).ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_they_are_shown() {
+        for (text, means) in [
+            ("2026-11-24 19:13:00", "2026-11-24T19:13:00.999999999Z"),
+            ("2026-11-24T19:13:00Z", "2026-11-24T19:13:00.999999999Z"),
+            ("2026-11-24T20:13:00+01:00", "2026-11-24T19:13:00.999999999Z"),
+            ("2026-11-24T19:13:00.25Z", "2026-11-24T19:13:00.25Z"),
+            ("2026-11-24 19:13:00.25", "2026-11-24T19:13:00.25Z"),
+        ] {
+            assert_eq!(time_of(text), Some(means.parse().unwrap()), "{text}");
+        }
+        for no_time in ["20261124", "2026112419130011", "latest", "19:13", ""] {
+            assert_eq!(time_of(no_time), None, "{no_time}");
+        }
     }
 }

@@ -163,7 +163,7 @@ impl Screen {
             let rpo = server
                 .rpo
                 .as_ref()
-                .map_or_else(String::new, |rpo| format!(", RPO {}", milliseconds(rpo.age_ms)));
+                .map_or_else(String::new, |rpo| format!(", committed after {}", milliseconds(rpo.age_ms)));
             print_line(&format!(
                 "{} UTC  point {} {} {}{rpo}",
                 time(point.time),

@@ -38,6 +38,11 @@ const LOST_AFTER: Duration = Duration::from_mins(2);
 pub(crate) struct OpenBlocks(HashMap<(DiskNumber, u64), Instant>);
 
 impl OpenBlocks {
+    /// Whether all of an extent was found open by the last point.
+    fn has(&self, (disk, extent): &(DiskNumber, Extent)) -> bool {
+        extent.pieces(1).all(|block| self.0.contains_key(&(*disk, block.first)))
+    }
+
     /// Remembers what is open now, forgets what no longer is, and gives what was for too long.
     fn overdue(&mut self, open: &[(DiskNumber, Extent)], now: Instant) -> Extents {
         let mut before = std::mem::take(&mut self.0);
@@ -62,7 +67,8 @@ impl Capture {
     pub(crate) fn read_open(&mut self, run: &mut Run, moment: Moment) -> Result<bool, CaptureError> {
         let patience = Instant::now() + PATIENCE;
         let mut open = self.open_before(moment);
-        while !open.is_empty() && Instant::now() < patience {
+        // Those that an earlier point has waited for in vain are not waited for again.
+        while open.iter().any(|found| !self.open.has(found)) && Instant::now() < patience {
             sleep(LOOK_AGAIN);
             open = self.open_before(moment);
         }
@@ -107,7 +113,9 @@ mod tests {
         let begin = Instant::now();
         let mut open = OpenBlocks::default();
         assert_eq!(open.overdue(&[extent(5, 2)], begin), []);
+        assert!(open.has(&extent(5, 2)) && !open.has(&extent(5, 3)) && !open.has(&extent(8, 1)));
         assert_eq!(open.overdue(&[extent(6, 2)], begin + LOST_AFTER / 2), []);
+        assert!(!open.has(&extent(5, 2)));
         assert_eq!(open.overdue(&[extent(5, 3)], begin + LOST_AFTER), [extent(6, 1)]);
         assert_eq!(open.overdue(&[extent(5, 3)], begin + LOST_AFTER), []);
     }

@@ -127,8 +127,9 @@ impl Vault {
 
     /// Closes a volume, by id or unique beginning of one.
     #[allow(clippy::missing_errors_doc)]
-    pub async fn close_volume(&self, volume: &str) -> Result<()> {
-        Ok(self.client.delete(&format!("/v1/volumes/{}", escape(volume))).await?)
+    pub async fn close_volume(&self, volume: &str, force: bool) -> Result<()> {
+        let path = format!("/v1/volumes/{}", escape(volume));
+        Ok(self.client.call(Method::DELETE, &path).query(&[("force", force)]).send().await?)
     }
 
     /// Events, newest first; at least of `severity`.

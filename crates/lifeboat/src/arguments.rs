@@ -170,6 +170,9 @@ pub enum VolumeCommand {
         /// Id or unique beginning of one.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         volume: String,
+        /// Also while clients use it: they are broken off.
+        #[arg(long)]
+        force: bool,
     },
     /// Write a disk of a recovery point to an image file.
     Export {

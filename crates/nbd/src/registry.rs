@@ -77,6 +77,12 @@ impl Registry {
         Ok(())
     }
 
+    /// Clients that use an export now; none of one that is not there.
+    pub fn clients(&self, name: &str) -> usize {
+        let exports = self.exports.read().unwrap_or_else(PoisonError::into_inner);
+        exports.by_name.get(name).map_or(0, |served| served.attachments.len())
+    }
+
     pub fn names(&self) -> Vec<String> {
         let exports = self.exports.read().unwrap_or_else(PoisonError::into_inner);
         exports.by_name.keys().cloned().collect()

@@ -59,6 +59,11 @@ impl NbdServer {
         self.shared.registry.remove(name, self.shared.limits.drain_timeout).await
     }
 
+    /// Connections that use an export now.
+    pub fn clients(&self, name: &str) -> usize {
+        self.shared.registry.clients(name)
+    }
+
     /// Names of all exports, sorted.
     pub fn export_names(&self) -> Vec<String> {
         self.shared.registry.names()

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use lifeboat_proof::{LoopDisk, Mount, Programs, Site, assert_same, run, scratch, wait_for};
+use lifeboat_proof::{LoopDisk, Mount, NbdDisk, Programs, Site, assert_same, run, scratch, wait_for};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -162,4 +162,27 @@ fn an_export_leaves_a_whole_image_or_nothing() {
         "qemu-img",
         ["compare", "-F", "raw", out.path().join("image").to_str().unwrap(), disk.device.to_str().unwrap()],
     );
+}
+
+#[test]
+fn a_volume_in_use_is_closed_by_force_alone() {
+    let disk = LoopDisk::new(16 * MIB);
+    disk.write(0, 100, 1);
+    let site = Site::start(&[&disk], "5s");
+    site.await_first_point();
+    let opened = site.json(["volume", "open", "source"]);
+    let volume = opened["volume"].as_str().unwrap();
+    let client = NbdDisk::connect(opened["disks"][0]["nbd_uri"].as_str().unwrap());
+    let refused = site.lifeboat(["volume", "close", volume]);
+    let said = String::from_utf8_lossy(&refused.stderr) + String::from_utf8_lossy(&refused.stdout);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("is in use by") && said.contains("--force"), "{said}");
+    assert_eq!(site.json(["volume", "list"]).as_array().unwrap().len(), 1);
+    drop(client);
+    site.json(["volume", "close", volume]);
+
+    let opened = site.json(["volume", "open", "source"]);
+    let _client = NbdDisk::connect(opened["disks"][0]["nbd_uri"].as_str().unwrap());
+    site.json(["volume", "close", opened["volume"].as_str().unwrap(), "--force"]);
+    assert!(site.json(["volume", "list"]).as_array().unwrap().is_empty());
 }

@@ -263,7 +263,7 @@ impl World {
         self.line.note(format!("volume {} is read and closed", volume.id));
         self.line.read_volume(&volume).await;
         let volumes = self.line.recovery.volumes.as_ref().unwrap();
-        volumes.close(&volume.id.to_string()).await.unwrap();
+        volumes.close(&volume.id.to_string(), true).await.unwrap();
     }
 
     async fn open_volume(&mut self) {

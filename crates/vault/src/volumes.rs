@@ -33,6 +33,8 @@ use crate::vault::{Vault, unknown};
 
 /// The name of the socket in its directory.
 const SOCKET: &str = "volumes.sock";
+/// How long a client that has disconnected may take until it is gone.
+const LEAVE_MAX: Duration = Duration::from_secs(1);
 /// When a volume in trouble is tried again, at the earliest.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Retries take at most this part of the time, since nothing else is done with volumes meanwhile.
@@ -71,6 +73,17 @@ pub enum VolumesError {
     /// The socket cannot be had.
     #[error("{0}; each vault needs a directory of its own as `socket_directory` in [nbd] of its settings")]
     Socket(NbdError),
+    /// It is in use.
+    #[error(
+        "volume {volume} is in use by {clients} connection{}; disconnect them, or close it with --force, which breaks \
+         them off and drops what they wrote", if *clients == 1 { "" } else { "s" }
+    )]
+    InUse {
+        /// The volume.
+        volume: VolumeId,
+        /// NBD connections to its disks.
+        clients: usize,
+    },
     /// A directory cannot be used.
     #[error("cannot use {}: {source}", path.display())]
     Directory {
@@ -243,7 +256,7 @@ impl Volumes {
     ///
     /// # Errors
     /// When there is no such volume, or it cannot be closed whole; closing it again goes on.
-    pub async fn close(&self, text: &str) -> Result<(), VolumesError> {
+    pub async fn close(&self, text: &str, force: bool) -> Result<(), VolumesError> {
         let rows = self.vault.catalog().volumes().await.map_err(VaultError::from)?;
         let matching: Vec<_> =
             rows.iter().filter(|row| !text.is_empty() && row.id.to_string().starts_with(text)).collect();
@@ -260,11 +273,30 @@ impl Volumes {
                 return Err(VaultError::from(error).into());
             }
         };
+        if !force {
+            self.refuse_in_use(volume).await?;
+        }
         let mut served = self.served.lock().await;
         served.remove(&volume.id);
         self.forget(volume).await?;
         tracing::info!(volume = %volume.id, "volume closed");
         Ok(())
+    }
+
+    /// Fails while clients use the volume. One that has just left may still be seen for a moment.
+    async fn refuse_in_use(&self, volume: &VolumeRow) -> Result<(), VolumesError> {
+        let patience = Instant::now() + LEAVE_MAX;
+        loop {
+            let names = volume.disks.iter().map(|disk| export_name(volume.id, *disk));
+            let clients: usize = names.map(|name| self.server.clients(&name)).sum();
+            if clients == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= patience {
+                return Err(VolumesError::InUse { volume: volume.id, clients });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(crate) const fn vault(&self) -> &Arc<Vault> {

@@ -28,8 +28,8 @@ pub async fn run(arguments: &SiteArguments, command: VolumeCommand) -> Result<An
             let volumes = vault.volumes().await?;
             if json { print_json(&volumes)? } else { print_volumes(&volumes) }
         }
-        VolumeCommand::Close { volume } => {
-            vault.close_volume(&volume).await?;
+        VolumeCommand::Close { volume, force } => {
+            vault.close_volume(&volume, force).await?;
             if json {
                 print_json(&serde_json::json!({"closed": volume}))?;
             } else {
@@ -115,7 +115,7 @@ async fn export(
         _ = terminate.recv() => interrupted(),
     };
     // The volume goes whatever came of the copy; a failure of the copy is the one worth telling.
-    let closed = vault.close_volume(&opened.volume.to_string()).await;
+    let closed = vault.close_volume(&opened.volume.to_string(), true).await;
     outcome?;
     // Whoever may read the image may read all that is on the disk.
     std::fs::set_permissions(&partial, std::fs::Permissions::from_mode(0o600))?;

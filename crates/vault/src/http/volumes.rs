@@ -1,7 +1,7 @@
 //! Volumes for operators, and digests of copies for process servers.
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::routing::post;
 use axum::{Json, Router};
 use lifeboat_api::{ErrorBody, OpenVolume, OpenedVolume, Volume};
@@ -9,6 +9,8 @@ use lifeboat_model::{DiskNumber, ServerId};
 use lifeboat_transport::{ApiError, OperatorPeer, ProcessServerPeer, StatusCode};
 use lifeboat_wire::process_server::DigestRequest;
 use lifeboat_wire::process_server_path as path;
+use serde::Deserialize;
+use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -52,17 +54,26 @@ async fn list(State(service): State<VaultService>, _: OperatorPeer) -> Result<Js
     Ok(Json(service.volumes.list().await?))
 }
 
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct Close {
+    /// Also while clients use it, which are broken off.
+    #[serde(default)]
+    force: bool,
+}
+
 /// Closes a volume, named by id or a unique beginning of one. What was written to it is gone.
 #[utoipa::path(
-    delete, path = "/v1/volumes/{volume}", params(("volume" = String, Path)),
+    delete, path = "/v1/volumes/{volume}", params(("volume" = String, Path), Close),
     responses((status = 204), (status = "default", body = ErrorBody))
 )]
 async fn close(
     State(service): State<VaultService>,
     _: OperatorPeer,
     Path(volume): Path<String>,
+    Query(query): Query<Close>,
 ) -> Result<StatusCode, ApiError> {
-    service.volumes.close(&volume).await?;
+    service.volumes.close(&volume, query.force).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -79,6 +90,9 @@ impl From<VolumesError> for ApiError {
     fn from(error: VolumesError) -> Self {
         match error {
             VolumesError::Vault(error) => error.into(),
+            error @ VolumesError::InUse { .. } => {
+                Self::new(StatusCode::CONFLICT, "volume_in_use", error.to_string())
+            }
             error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "volume_unusable", error.to_string()),
         }
     }

@@ -34,7 +34,7 @@ pub fn run(quick: bool) -> Table {
         loaded.disks.iter().map(LoopDisk::bytes).sum::<u64>() as f64,
     );
     table.note(load::ABOUT);
-    table.note("The agent is the static one, as it is shipped. Processor time from /proc/PID/stat, memory from /proc/PID/smaps, looked at twice a second.");
+    table.note("Processor time from /proc/PID/stat, memory from /proc/PID/smaps, looked at twice a second.");
     table.value("written", format!("{:.1} MB/s", loaded.written_per_second / 1e6), "wanted 20 MB/s");
     table.figure(Figure {
         what: "processor".into(),

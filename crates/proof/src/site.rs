@@ -121,6 +121,15 @@ impl Site {
         request["point"].as_str().unwrap_or_else(|| panic!("no point: {request}")).to_owned()
     }
 
+    /// Asks for a point again and again until one is committed; answers its id.
+    pub fn await_point_taken(&self, what: &str) -> String {
+        wait_for(what, || {
+            let output = self.lifeboat(["point", "take", "source", "--wait"]);
+            let request: Value = serde_json::from_slice(&output.stdout).ok()?;
+            Some(request["point"].as_str()?.to_owned())
+        })
+    }
+
     /// Waits for the first recovery point.
     pub fn await_first_point(&self) {
         wait_for(&format!("a recovery point\n{}", self.dir.display()), || {

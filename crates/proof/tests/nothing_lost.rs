@@ -46,11 +46,7 @@ fn killed_roles_lose_nothing() {
     wait_for("all roles to be back", || {
         ["agent", "process-server", "vault"].iter().all(|role| site.role(role).is_some()).then_some(())
     });
-    let point = wait_for("a point after the load", || {
-        let output = site.lifeboat(["point", "take", "source", "--wait"]);
-        let request: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-        Some(request["point"].as_str()?.to_owned())
-    });
+    let point = site.await_point_taken("a point after the load");
     let out = tempfile::tempdir_in(scratch()).unwrap();
     let images = site.copy_out(&point, out.path());
     assert_same(&images[0], &disks[0].device);

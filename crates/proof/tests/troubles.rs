@@ -86,11 +86,7 @@ fn a_site_whose_file_system_is_full_says_so_and_goes_on_when_there_is_room() {
     std::thread::sleep(Duration::from_secs(3));
 
     fs::remove_file(&ballast).unwrap();
-    let point = wait_for("a point after there was room", || {
-        let output = site.lifeboat(["point", "take", "source", "--wait"]);
-        let request: Value = serde_json::from_slice(&output.stdout).ok()?;
-        Some(request["point"].as_str()?.to_owned())
-    });
+    let point = site.await_point_taken("a point after there was room");
     let out = tempfile::tempdir_in(scratch()).unwrap();
     assert_same(&site.copy_out(&point, out.path())[0], &disk.device);
     assert_eq!(site.json(["verify", "source"])["report"]["good"], true);

@@ -133,6 +133,19 @@ INLINE u64 *word_at(u32 bitmap, u32 key)
 	return map_lookup(&issued1, &key);
 }
 
+#ifndef PLAIN_BYTES
+// The bits first..last that are in the word `index`.
+INLINE u64 word_mask(u64 index, u64 first, u64 last)
+{
+	u64 mask = ~0ull;
+	if (index == first >> 6)
+		mask &= ~0ull << (first & 63);
+	if (index == last >> 6)
+		mask &= ~0ull >> (63 - (last & 63));
+	return mask;
+}
+#endif
+
 // Sets the bits first..last, counted from the word `base`. A function of its own that
 // is not static, so that the verifier looks at it once and not at every call.
 __attribute__((noinline)) int set_bits(u32 bitmap, u32 base, u64 first, u64 last)
@@ -151,11 +164,7 @@ __attribute__((noinline)) int set_bits(u32 bitmap, u32 base, u64 first, u64 last
 	for (u32 i = 0; i < EXACT_WORDS_MAX; i++, index++) {
 		if (index > last >> 6)
 			break;
-		u64 mask = ~0ull;
-		if (index == first >> 6)
-			mask &= ~0ull << (first & 63);
-		if (index == last >> 6)
-			mask &= ~0ull >> (63 - (last & 63));
+		u64 mask = word_mask(index, first, last);
 		u64 *word = word_at(bitmap, base + (u32)index);
 		if (word) {
 			// Using the old value makes it the fetching instruction, which is
@@ -205,11 +214,7 @@ __attribute__((noinline)) int clear_open(u64 first, u64 last)
 	for (u32 i = 0; i < EXACT_WORDS_MAX; i++, index++) {
 		if (index > last >> 6)
 			break;
-		u64 mask = ~0ull;
-		if (index == first >> 6)
-			mask &= ~0ull << (first & 63);
-		if (index == last >> 6)
-			mask &= ~0ull >> (63 - (last & 63));
+		u64 mask = word_mask(index, first, last);
 		u32 key = (u32)index;
 		u64 *word = map_lookup(&open, &key);
 		if (word) {

@@ -43,9 +43,7 @@ impl<'a> Bitmap<'a> {
     ///
     /// Only for a bitmap that nobody else sets bits in.
     pub(crate) fn clear(self, extent: Extent) {
-        for (word, bits) in self.layout.words_of(extent) {
-            self.words[word].fetch_and(!bits, SeqCst);
-        }
+        self.clear_blocks(extent);
         for region in self.layout.regions_of(extent) {
             if self.region(region).iter().all(|word| word.load(SeqCst) == 0) {
                 let (word, bit) = place(self.layout.summary_base(), region);

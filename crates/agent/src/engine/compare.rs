@@ -3,7 +3,9 @@
 //! From the point on, everything that is taken is collected. A block that differs from the point
 //! and was not written since is a finding: the copy was wrong. A write may be in flight while its
 //! block is read and be marked only when it completes, so blocks that differ are looked at twice,
-//! each time after a round that takes what completed meanwhile.
+//! each time after what completed meanwhile was taken: by a round the first time, by a point the
+//! second. Only a point also takes writes whose completion the kernel did not report, and without
+//! it such a write would be taken for a damaged copy.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,6 +20,9 @@ use super::{Action, Engine, Failure, Notice};
 
 /// Chunks in a piece of a comparison: 256 MiB.
 const PIECE_CHUNKS: u64 = 1 << 10;
+
+/// Rounds or points to wait for: the first may have begun before the blocks were read.
+const WAIT_FOR: u32 = 2;
 
 /// Later points that are remembered, to know when the compared one is committed.
 const LATER_MAX: usize = 4096;
@@ -45,8 +50,10 @@ enum Phase {
 enum Stage {
     /// Chunks up to here are compared.
     Scan { next_chunk: u64 },
-    /// A round is to take what completed meanwhile; then what was collected is asked for.
-    Round { found: Option<Found>, rounds: u32 },
+    /// Rounds are to take what completed meanwhile; then what was collected is asked for.
+    Rounds { ended: u32 },
+    /// Points are to take what was written meanwhile, also where no completion was reported.
+    Points { found: Found, tried: u32, taken: u32 },
     /// What was collected is asked for.
     Ask { found: Option<Found>, asked: bool },
     /// The blocks that differed and were not written are to be looked at again.
@@ -86,18 +93,45 @@ impl Engine {
     }
 
     pub(super) fn compare_wants_round(&self) -> bool {
-        matches!(self.compare, Some(Compare { phase: Phase::Disk { stage: Stage::Round { .. }, .. }, .. }))
+        matches!(self.compare_stage(), Some(Stage::Rounds { .. }))
+    }
+
+    /// Whether a point is wanted before one is due. When such points fail, those that are due will do.
+    pub(super) fn compare_wants_point(&self) -> bool {
+        matches!(self.compare_stage(), Some(Stage::Points { tried, .. }) if *tried < WAIT_FOR)
+    }
+
+    fn compare_stage(&self) -> Option<&Stage> {
+        match &self.compare {
+            Some(Compare { phase: Phase::Disk { stage, .. }, .. }) => Some(stage),
+            _ => None,
+        }
     }
 
     /// A round ended; everything that had completed before it is collected.
     pub(super) fn compare_had_round(&mut self) {
         if let Some(Compare { phase: Phase::Disk { stage, .. }, .. }) = &mut self.compare
-            && let Stage::Round { found, rounds } = stage
+            && let Stage::Rounds { ended } = stage
         {
-            *rounds += 1;
-            // Two, so that one of them began after the blocks were read.
-            if *rounds >= 2 {
-                *stage = Stage::Ask { found: found.take(), asked: false };
+            *ended += 1;
+            if *ended >= WAIT_FOR {
+                *stage = Stage::Ask { found: None, asked: false };
+            }
+        }
+    }
+
+    /// A round ended with a point, or with none though one was tried.
+    pub(super) fn compare_had_point(&mut self, was_taken: bool) {
+        self.compare_had_round();
+        if let Some(Compare { phase: Phase::Disk { stage, .. }, .. }) = &mut self.compare
+            && let Stage::Points { found, tried, taken } = stage
+        {
+            *tried += 1;
+            *taken += u32::from(was_taken);
+            if *taken >= WAIT_FOR {
+                let still = std::mem::replace(&mut found.still, BlockSet::new(0));
+                let found = Some(Found { changed: found.changed, still });
+                *stage = Stage::Ask { found, asked: false };
             }
         }
     }
@@ -150,7 +184,7 @@ impl Engine {
                 CopyJob::Compare { point, first_chunk, chunks }
             }
             Stage::Settle { changed } => CopyJob::Settle { changed: changed.clone() },
-            Stage::Round { .. } | Stage::Ask { .. } => return None,
+            Stage::Rounds { .. } | Stage::Points { .. } | Stage::Ask { .. } => return None,
         };
         let generation = self.disks.get(&disk)?.progress.generation;
         Some(Job { disk, generation, what })
@@ -172,7 +206,7 @@ impl Engine {
             if candidates == 0 {
                 self.compare_disk_done(disk, None);
             } else {
-                *stage = Stage::Round { found: None, rounds: 0 };
+                *stage = Stage::Rounds { ended: 0 };
             }
         }
         chunks
@@ -201,7 +235,7 @@ impl Engine {
         if found.still.is_empty() {
             self.compare_disk_done(disk, Some(found));
         } else {
-            *stage = Stage::Round { found: Some(found), rounds: 0 };
+            *stage = Stage::Points { found, tried: 0, taken: 0 };
         }
     }
 

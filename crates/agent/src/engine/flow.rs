@@ -198,7 +198,7 @@ impl Engine {
         if points && self.schedule.filesystem_is_due(now) {
             return Some(purpose(Some(Way::Quiesced), None, true));
         }
-        if points && self.schedule.is_due(now) {
+        if points && (self.schedule.is_due(now) || self.compare_wants_point()) {
             return Some(purpose(Some(self.crash_way()), None, false));
         }
         if self.compare_wants_round() || (!points && self.schedule.is_due(now)) {
@@ -271,12 +271,12 @@ impl Engine {
                 }
             }
             Some(Ok(captured)) => {
-                self.compare_had_round();
+                self.compare_had_point(true);
                 self.schedule.advance(&purpose, now);
                 sealing = self.captured(&captured, purpose);
             }
             Some(Err(failure)) => {
-                self.compare_had_round();
+                self.compare_had_point(false);
                 self.schedule.advance(&purpose, now);
                 self.not_captured(&failure, &purpose);
             }

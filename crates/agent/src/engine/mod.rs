@@ -441,7 +441,11 @@ impl Engine {
             self.ask_again_about_all();
         }
         let commands = assignment.commands.clone();
+        let is_off = !assignment.replicate;
         self.assignment = Some(assignment);
+        if is_off {
+            self.fail_compare("replication was switched off");
+        }
         for command in commands {
             if self.done_requests.contains(&command.request) || !self.begun_requests.insert(command.request) {
                 continue;

@@ -75,6 +75,16 @@ struct Bench {
     seals: Vec<SealPoint>,
     fail_points: bool,
     fail_freezes: bool,
+    /// What a comparison finds, and whether points find that it was written.
+    differs: Option<Differs>,
+}
+
+/// A block that differs from the point that the disk is compared with.
+#[derive(Clone, Copy, Default)]
+struct Differs {
+    was_written: bool,
+    settled: bool,
+    points_since: u32,
 }
 
 impl Bench {
@@ -93,6 +103,7 @@ impl Bench {
             seals: Vec::new(),
             fail_points: false,
             fail_freezes: false,
+            differs: None,
         };
         let disk = WantedDisk { path: "/dev/a".into(), identity: Some("serial".into()) };
         bench.engine.apply(Event::Wanted(vec![disk]), bench.now);
@@ -141,6 +152,17 @@ impl Bench {
             Action::Leave(disk) => Event::Left(disk),
             Action::Copier(job) => {
                 let took = Duration::from_secs(1);
+                match job.what {
+                    CopyJob::Compare { .. } => {
+                        return Some(Event::Copier(job.disk, CopyStep::Compared { candidates: 1, took }));
+                    }
+                    CopyJob::Settle { .. } => {
+                        self.differs.as_mut().unwrap().settled = true;
+                        let settled = CopyStep::Settled { changed: 0, still: block_of_finding() };
+                        return Some(Event::Copier(job.disk, settled));
+                    }
+                    CopyJob::Copy { .. } | CopyJob::Resync { .. } => {}
+                }
                 Event::Copier(job.disk, CopyStep::Sent { next_part: 1, sent_bytes: 4096, took })
             }
             Action::Round(round) => {
@@ -156,6 +178,12 @@ impl Bench {
                 }))
             }
             Action::Acknowledge => Event::Acknowledged,
+            Action::Collected(disk) => {
+                let found = self.differs.unwrap();
+                let taken = found.was_written && found.points_since > 0;
+                let set = if taken { block_of_finding() } else { BlockSet::new(BYTES / 4096) };
+                Event::Collected(disk, Some(set))
+            }
             Action::Seal(seal) => {
                 let point = seal.point;
                 self.seals.push(seal);
@@ -181,6 +209,11 @@ impl Bench {
         if self.fail_freezes && order.way != Way::Optimistic {
             return Err(PointFailure::NotFrozen("cannot freeze /boot".into()));
         }
+        if let Some(differs) = &mut self.differs
+            && differs.settled
+        {
+            differs.points_since += 1;
+        }
         let kind = if order.way == Way::Optimistic { PointKind::Crash } else { PointKind::Filesystem };
         Ok(CapturedPoint {
             time: Timestamp::from_millisecond(i64::try_from(self.now.as_millis()).unwrap()).unwrap(),
@@ -191,6 +224,12 @@ impl Bench {
             not_frozen: Vec::new(),
         })
     }
+}
+
+fn block_of_finding() -> BlockSet {
+    let mut set = BlockSet::new(BYTES / 4096);
+    set.insert(Extent { first: 5, blocks: 1 });
+    set
 }
 
 fn policy() -> ReplicationPolicy {
@@ -298,4 +337,58 @@ fn a_resync_command_is_done_when_all_disks_are() {
     bench.wait(2);
     assert!(bench.told.contains(&"resync_started") && bench.told.contains(&"resync_finished"));
     assert_eq!(bench.results, [(9, Outcome::Done)]);
+}
+
+/// Compares the disk, and gives how many blocks were found to differ.
+fn compare(bench: &mut Bench) -> u64 {
+    bench.wait(6);
+    bench.assign(policy(), 2, vec![Command { request: 9, kind: CommandKind::Compare }]);
+    bench.wait(6);
+    let committed = bench.seals.last().map(|seal| seal.point);
+    let mut assignment = bench.engine.assignment().unwrap().clone();
+    assignment.committed = committed;
+    bench.engine.apply(Event::Assignment(Box::new(assignment)), bench.now);
+    bench.wait(1);
+    match bench.results.as_slice() {
+        [(9, Outcome::Compared { disks, .. })] => disks[0].different_blocks,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_difference_counts_only_when_points_too_found_no_write_to_it() {
+    let mut bench = Bench::new(policy());
+    bench.differs = Some(Differs::default());
+    assert_eq!(compare(&mut bench), 1);
+    assert!(bench.told.contains(&"copy_differs"));
+
+    // No completion of this write was reported, so rounds have not taken it.
+    let mut bench = Bench::new(policy());
+    bench.differs = Some(Differs { was_written: true, ..Differs::default() });
+    assert_eq!(compare(&mut bench), 0);
+    assert!(!bench.told.contains(&"copy_differs"));
+}
+
+#[test]
+fn a_comparison_waits_for_points_and_ends_when_replication_does() {
+    let mut bench = Bench::new(policy());
+    bench.differs = Some(Differs { was_written: true, ..Differs::default() });
+    bench.fail_freezes = true;
+    bench.wait(6);
+    bench.assign(policy(), 2, vec![Command { request: 9, kind: CommandKind::Compare }]);
+    bench.wait(6);
+    bench.fail_points = true;
+    let mut assignment = bench.engine.assignment().unwrap().clone();
+    assignment.committed = bench.seals.last().map(|seal| seal.point);
+    bench.engine.apply(Event::Assignment(Box::new(assignment.clone())), bench.now);
+    bench.wait(1);
+    assert!(bench.results.is_empty(), "points fail for now: {:?}", bench.results);
+    assignment.replicate = false;
+    bench.engine.apply(Event::Assignment(Box::new(assignment)), bench.now);
+    bench.wait(6);
+    assert!(
+        matches!(bench.results.as_slice(), [(9, Outcome::Failed { message })] if message.contains("replication was switched off")),
+        "{:?}",
+        bench.results
+    );
 }

@@ -83,6 +83,8 @@ ids! {
     PointId = "a recovery point's id";
     /// A volume, drawn by the vault that opens it.
     VolumeId = "a volume's id";
+    /// A virtual machine at the recovery site, drawn by the vault.
+    MachineId = "a machine's id";
 }
 
 macro_rules! numbers {

@@ -5,6 +5,7 @@
 
 mod block;
 mod block_set;
+mod copy_identity;
 mod digest;
 mod human;
 mod id;
@@ -13,8 +14,11 @@ mod policy;
 
 pub use block::{BLOCK_BYTES, Extent, FRAME_BLOCKS, FRAME_BYTES, blocks_of_bytes};
 pub use block_set::BlockSet;
+pub use copy_identity::{
+    CopyIdentity, CopyIdentityError, Purpose, SMBIOS_MANUFACTURER, SMBIOS_PRODUCT, is_recovery_copy,
+};
 pub use digest::{BlockDigest, Digest};
 pub use human::{ByteCount, Span, SpanError};
-pub use id::{DiskNumber, Epoch, IdError, Part, PointId, ServerId, VaultId, VolumeId};
+pub use id::{DiskNumber, Epoch, IdError, MachineId, Part, PointId, ServerId, VaultId, VolumeId};
 pub use point::PointKind;
 pub use policy::{ReplicationPolicy, RetentionRule};

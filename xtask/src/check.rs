@@ -13,6 +13,7 @@ const DATA_PATH: &[&str] = &[
     "lifeboat-process-server",
     "lifeboat-volume",
     "lifeboat-nbd",
+    "lifeboat-compute",
 ];
 const CONTROL: &[&str] = &["lifeboat-api", "lifeboat-vault", "lifeboat-client", "lifeboat"];
 

@@ -22,6 +22,8 @@ pub const ALL: &[&str] = &[
     "e2fsprogs",
     "xfsprogs",
     "qemu-utils",
+    "qemu-system-x86",
+    "ovmf",
     "libnbd-bin",
     "python3-libnbd",
     "fuse3",
@@ -32,6 +34,12 @@ pub const ALL: &[&str] = &[
 /// What Lifeboat is measured against.
 pub const PEERS: &[&str] = &["restic", "borgbackup", "zstd", "openssl", "qemu-utils", "fio", "postgresql-15"];
 
+const EMULATOR: &str = "qemu-system-x86";
+
+/// The emulator and QEMU's tools share files, so they are of one version. Where the tools came from backports
+/// and the emulator is missing there, the tools go back.
+const QEMU_OF_THE_RELEASE: [&str; 2] = ["qemu-utils/bookworm", "qemu-block-extra/bookworm"];
+
 /// Installs those of `packages` that are missing, after saying which.
 pub fn install(packages: &[&str]) -> Outcome {
     let missing: Vec<_> = packages.iter().copied().filter(|package| !installed(package)).collect();
@@ -41,9 +49,15 @@ pub fn install(packages: &[&str]) -> Outcome {
     println!("Installing Debian packages: {}", missing.join(" "));
     need_root("installing Debian packages")?;
     process::finish(apt().args(["update", "--quiet"]).stdout(Stdio::null()))?;
-    process::finish(
-        apt().args(["install", "--yes", "--no-install-recommends"]).args(&missing).stdout(Stdio::null()),
-    )
+    let mut install = apt();
+    install.args(["install", "--yes", "--no-install-recommends"]).args(&missing).stdout(Stdio::null());
+    match process::finish(&mut install) {
+        Err(_) if missing.contains(&EMULATOR) => {
+            println!("Trying again with all of QEMU in the release's own version");
+            process::finish(install.arg("--allow-downgrades").args(QEMU_OF_THE_RELEASE))
+        }
+        outcome => outcome,
+    }
 }
 
 /// Refuses unless this is root.

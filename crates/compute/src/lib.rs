@@ -1,0 +1,30 @@
+//! Machines at the recovery site.
+//!
+//! [`Provider`] is all that the vault's jobs know of whatever runs machines: a [`MachineSpec`] goes in, a
+//! [`MachineStatus`] comes out, every operation may be repeated. [`QemuProvider`] is the embedded default,
+//! QEMU on the vault's own machine. [`Probe`] decides from outside whether a guest is up.
+//!
+//! What must hold of every provider:
+//!
+//! - Machines outlive whoever started them. A provider that is opened anew has them again.
+//! - A guest whose disks are served by somebody who is gone for a while waits; it gets no errors.
+//! - [`Provider::remove`] leaves nothing of a machine, however far its making had got.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod error;
+mod network;
+mod probe;
+mod provider;
+mod qemu;
+mod spec;
+
+pub use error::ComputeError;
+pub use lifeboat_model::{CopyIdentity, MachineId, Purpose};
+pub use network::{Attachment, Forward, MacAddress, MacAddressError, Nic, NicModel, Subnet};
+pub use probe::{Probe, Waiting};
+pub use provider::{
+    Acceleration, CONSOLE_BYTES_KEPT, Capabilities, ConsoleText, MachineStatus, OffReason, Provider, Reached,
+};
+pub use qemu::{AccelerationChoice, QemuProvider, QemuSettings};
+pub use spec::{DiskAddress, DiskBus, DiskFormat, Firmware, MachineDisk, MachineSpec};

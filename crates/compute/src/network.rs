@@ -1,0 +1,245 @@
+//! A machine's network interfaces and what they are attached to.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A network interface of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// Its address.
+    pub mac: MacAddress,
+    /// Which device the guest sees.
+    pub model: NicModel,
+    /// What is at the other end of the wire.
+    pub attachment: Attachment,
+}
+
+/// Which network device the guest sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NicModel {
+    /// The fastest, if the guest has the driver.
+    Virtio,
+    /// Intel's 82574L, known to every system.
+    E1000e,
+}
+
+/// What a network interface is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Attachment {
+    /// A network that this machine has for itself: DHCP answers, but no packet leaves.
+    Isolated {
+        /// The addresses in it; QEMU's usual 10.0.2.0/24 when there is none.
+        subnet: Option<Subnet>,
+        /// Ports on this machine's loopback that reach the guest.
+        forwards: Vec<Forward>,
+    },
+    /// A bridge on this machine. The provider makes a tap device for it, and removes it.
+    Bridge {
+        /// The bridge's name.
+        name: String,
+    },
+}
+
+/// The addresses of an isolated network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// Its first address.
+    pub network: Ipv4Addr,
+    /// How many bits name the network, 8 to 29.
+    pub prefix: u8,
+    /// Where the guest finds its gateway.
+    pub gateway: Ipv4Addr,
+    /// The guest's address: what DHCP gives it and where forwards go. It may just as well be fixed inside.
+    pub guest: Ipv4Addr,
+}
+
+/// A port on this machine's loopback that reaches a port of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    /// The port on 127.0.0.1; 0 takes any that is free, and the machine's status says which.
+    pub host_port: u16,
+    /// The guest's TCP port.
+    pub guest_port: u16,
+}
+
+/// The address of a network interface.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress([u8; 6]);
+
+/// The text is no address that an interface can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a MAC address is six pairs of hexadecimal digits such as 52:54:00:12:34:56, and no multicast address, not {0:?}"
+)]
+pub struct MacAddressError(String);
+
+impl MacAddress {
+    /// An address in the range that is administered locally, from a random number of the caller.
+    #[must_use]
+    pub const fn local(random: u64) -> Self {
+        let [_, _, _, a, b, c, d, e] = random.to_be_bytes();
+        Self([0x52, a, b, c, d, e])
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = MacAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || MacAddressError(text.chars().take(80).collect());
+        let mut bytes = [0; 6];
+        let mut pairs = text.split(':');
+        for byte in &mut bytes {
+            let pair = pairs.next().filter(|pair| pair.len() == 2).ok_or_else(error)?;
+            if !pair.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return Err(error());
+            }
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| error())?;
+        }
+        if pairs.next().is_some() || bytes[0] & 1 == 1 || bytes == [0; 6] {
+            return Err(error());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = MacAddressError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> Self {
+        mac.to_string()
+    }
+}
+
+impl Subnet {
+    fn holds(self, address: Ipv4Addr) -> bool {
+        let mask = self.mask();
+        let (address, network) = (address.to_bits(), self.network.to_bits());
+        address & mask == network && address != network && address != network | !mask
+    }
+
+    fn mask(self) -> u32 {
+        u32::MAX.checked_shl(u32::from(32 - self.prefix.min(32))).unwrap_or(0)
+    }
+
+    fn check(self) -> Result<(), String> {
+        let Self { network, prefix, gateway, guest } = self;
+        if !(8..=29).contains(&prefix) || network.to_bits() & !self.mask() != 0 {
+            return Err(format!("{network}/{prefix} is no network with a prefix between 8 and 29"));
+        }
+        if !self.holds(gateway) || !self.holds(guest) || gateway == guest {
+            return Err(format!(
+                "the gateway {gateway} and the guest {guest} are not two addresses in {network}/{prefix}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// An address in it that is neither the gateway's nor the guest's, for the name server that QEMU
+    /// wants to place somewhere.
+    pub(crate) fn spare(self) -> Ipv4Addr {
+        (1..=3)
+            .map(|offset| Ipv4Addr::from_bits(self.network.to_bits() + offset))
+            .find(|address| *address != self.gateway && *address != self.guest)
+            .unwrap_or(self.gateway)
+    }
+}
+
+impl Nic {
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match &self.attachment {
+            Attachment::Isolated { subnet, forwards } => {
+                subnet.map_or(Ok(()), Subnet::check)?;
+                match forwards.iter().find(|forward| forward.guest_port == 0) {
+                    Some(_) => Err("a forward leads to port 0 of the guest, which is none".into()),
+                    None => Ok(()),
+                }
+            }
+            Attachment::Bridge { name } => {
+                let fits = (1..=15).contains(&name.len())
+                    && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+                    && !name.starts_with(['-', '.']);
+                if fits { Ok(()) } else { Err(format!("{name:?} is no name of a bridge")) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subnet(network: &str, prefix: u8, gateway: &str, guest: &str) -> Subnet {
+        Subnet {
+            network: network.parse().unwrap(),
+            prefix,
+            gateway: gateway.parse().unwrap(),
+            guest: guest.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_address_reads_back_as_it_was_written() {
+        for text in ["52:54:00:12:34:56", "02:ab:cd:ef:00:01"] {
+            assert_eq!(text.parse::<MacAddress>().unwrap().to_string(), text);
+        }
+        assert_eq!("52:54:00:AB:CD:EF".parse::<MacAddress>().unwrap().to_string(), "52:54:00:ab:cd:ef");
+        assert_eq!(MacAddress::local(0x1234_5678_9abc_def0).to_string(), "52:78:9a:bc:de:f0");
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        for text in [
+            "",
+            "52:54:00:12:34",
+            "52:54:00:12:34:56:78",
+            "52:54:00:12:34:5",
+            "+1:54:00:12:34:56",
+            "01:00:5e:00:00:01",
+            "00:00:00:00:00:00",
+            "52-54-00-12-34-56",
+        ] {
+            assert!(text.parse::<MacAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_subnet_holds_its_gateway_and_its_guest() {
+        assert_eq!(subnet("192.168.7.0", 24, "192.168.7.1", "192.168.7.30").check(), Ok(()));
+        assert_eq!(subnet("10.1.0.8", 29, "10.1.0.9", "10.1.0.10").spare(), Ipv4Addr::new(10, 1, 0, 11));
+        for wrong in [
+            subnet("192.168.7.1", 24, "192.168.7.1", "192.168.7.30"),
+            subnet("192.168.7.0", 24, "192.168.7.1", "192.168.8.30"),
+            subnet("192.168.7.0", 24, "192.168.7.255", "192.168.7.30"),
+            subnet("192.168.7.0", 24, "192.168.7.30", "192.168.7.30"),
+            subnet("192.168.7.0", 31, "192.168.7.0", "192.168.7.1"),
+        ] {
+            assert!(wrong.check().is_err(), "{wrong:?}");
+        }
+    }
+}

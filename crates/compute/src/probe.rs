@@ -1,0 +1,239 @@
+//! What proves from outside that a guest is up.
+//!
+//! A probe is attempted again and again by its caller until it passes or the caller's patience ends; each
+//! attempt is short and says why it did not pass yet.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use lifeboat_model::MachineId;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+use crate::error::ComputeError;
+use crate::provider::{MachineStatus, Provider, Reached};
+
+/// One attempt takes at most about this long.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
+const LINE_BYTES_MAX: u64 = 1024;
+/// OpenSSH's own failures, as opposed to those of the command.
+const SSH_FAILED: i32 = 255;
+
+/// What proves that a guest is up. Ports are the guest's, and reached through the machine's forwards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Probe {
+    /// The text stands on its serial console.
+    Console {
+        /// The text.
+        pattern: String,
+    },
+    /// It takes TCP connections.
+    Tcp {
+        /// On this port.
+        port: u16,
+    },
+    /// An SSH server greets.
+    SshBanner {
+        /// On this port.
+        port: u16,
+    },
+    /// A web server answers.
+    Http {
+        /// On this port.
+        port: u16,
+        /// Asked for this path.
+        path: String,
+        /// With this status.
+        status: u16,
+    },
+    /// A command run over SSH succeeds.
+    SshCommand {
+        /// On this port.
+        port: u16,
+        /// As this user.
+        user: String,
+        /// With this private key.
+        key_file: PathBuf,
+        /// The command, for the user's shell.
+        command: String,
+    },
+}
+
+/// Why a probe has not passed yet: one sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Waiting(String);
+
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Console { pattern } => write!(f, "{pattern:?} on the console"),
+            Self::Tcp { port } => write!(f, "TCP port {port}"),
+            Self::SshBanner { port } => write!(f, "SSH greeting on port {port}"),
+            Self::Http { port, path, status } => write!(f, "HTTP status {status} of {path} on port {port}"),
+            Self::SshCommand { port, user, command, .. } => {
+                write!(f, "{command:?} as {user} over SSH on port {port}")
+            }
+        }
+    }
+}
+
+impl Probe {
+    /// Tries once. `Ok(Err(_))` is a guest that is not up yet.
+    ///
+    /// # Errors
+    ///
+    /// When the machine is not there, is off or does not answer: trying again will not help.
+    pub async fn attempt(
+        &self,
+        provider: &dyn Provider,
+        machine: MachineId,
+    ) -> Result<Result<(), Waiting>, ComputeError> {
+        match self {
+            Self::Console { pattern } => console(provider, machine, pattern).await,
+            Self::Tcp { port } => Ok(reach(provider, machine, *port).await?.map(drop)),
+            Self::SshBanner { port } => match reach(provider, machine, *port).await? {
+                Ok(stream) => Ok(ssh_banner(stream, *port).await),
+                Err(waiting) => Ok(Err(waiting)),
+            },
+            Self::Http { port, path, status } => match reach(provider, machine, *port).await? {
+                Ok(stream) => Ok(http(stream, *port, path, *status).await),
+                Err(waiting) => Ok(Err(waiting)),
+            },
+            Self::SshCommand { port, .. } => match reach(provider, machine, *port).await? {
+                Ok(stream) => {
+                    let host_port =
+                        stream.peer_addr().map_err(ComputeError::io("name", "a connection"))?.port();
+                    drop(stream);
+                    self.ssh_command(host_port).await
+                }
+                Err(waiting) => Ok(Err(waiting)),
+            },
+        }
+    }
+
+    async fn ssh_command(&self, host_port: u16) -> Result<Result<(), Waiting>, ComputeError> {
+        let Self::SshCommand { user, key_file, command, .. } = self else { return Ok(Ok(())) };
+        let mut ssh = Command::new("ssh");
+        // The copy has its original's host key, which nobody can know here; the way to it is the loopback.
+        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"])
+            .args(["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"])
+            .args(["-o", "ConnectTimeout=8", "-o", "IdentitiesOnly=yes", "-i"])
+            .arg(key_file)
+            .args(["-p", &host_port.to_string(), "-l", user, "127.0.0.1", "--", command])
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = match tokio::time::timeout(ATTEMPT_LIMIT, ssh.output()).await {
+            Err(_) => return not_yet(format!("{self} did not end within {} s", ATTEMPT_LIMIT.as_secs())),
+            Ok(Ok(output)) => output,
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(ComputeError::ProgramMissing {
+                    program: "ssh".into(),
+                    package: "openssh-client",
+                });
+            }
+            Ok(Err(error)) => return Err(ComputeError::io("run", "ssh")(error)),
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim();
+        match output.status.code() {
+            Some(0) => Ok(Ok(())),
+            Some(SSH_FAILED) => not_yet(format!("{self} could not be run: {said}")),
+            Some(code) => not_yet(format!("{self} ended with status {code}: {said}")),
+            None => not_yet(format!("{self} was ended by a signal: {said}")),
+        }
+    }
+}
+
+fn not_yet(why: String) -> Result<Result<(), Waiting>, ComputeError> {
+    Ok(Err(Waiting(why)))
+}
+
+async fn reach(
+    provider: &dyn Provider,
+    machine: MachineId,
+    port: u16,
+) -> Result<Result<TcpStream, Waiting>, ComputeError> {
+    Ok(match provider.reach(machine, port, ATTEMPT_LIMIT).await? {
+        Reached::Yes(stream) => Ok(stream),
+        Reached::No(why) => Err(Waiting(why)),
+    })
+}
+
+async fn console(
+    provider: &dyn Provider,
+    machine: MachineId,
+    pattern: &str,
+) -> Result<Result<(), Waiting>, ComputeError> {
+    let mut from = 0;
+    // What was read last, since the pattern may lie across two parts.
+    let mut tail = String::new();
+    loop {
+        let part = provider.console(machine, from).await?;
+        tail.push_str(&part.text);
+        if tail.contains(pattern) {
+            return Ok(Ok(()));
+        }
+        if part.next == from || part.text.is_empty() {
+            break;
+        }
+        from = part.next;
+        let keep = tail.char_indices().rev().nth(pattern.chars().count().max(200)).map_or(0, |(at, _)| at);
+        tail.drain(..keep);
+    }
+    // Text that is there counts also when the machine is off by now; without it nothing more will come.
+    match provider.status(machine).await? {
+        MachineStatus::Running { .. } => {}
+        MachineStatus::Absent => return Err(ComputeError::NoMachine { machine }),
+        MachineStatus::Off { why } => return Err(ComputeError::Off { machine, why: why.to_string() }),
+    }
+    let last = tail.lines().rfind(|line| !line.trim().is_empty()).map(str::trim);
+    not_yet(match last {
+        None => "the console shows nothing yet".to_owned(),
+        Some(last) => format!("the console does not show {pattern:?} yet; its last line is {last:?}"),
+    })
+}
+
+/// The first line that the guest sends, without its end.
+async fn first_line(stream: &mut BufReader<TcpStream>, port: u16) -> Result<String, Waiting> {
+    let mut line = Vec::new();
+    let mut bounded = stream.take(LINE_BYTES_MAX);
+    let read = tokio::time::timeout(ATTEMPT_LIMIT, bounded.read_until(b'\n', &mut line));
+    match read.await {
+        Err(_) => Err(Waiting(format!("the guest takes connections on port {port} and says nothing"))),
+        Ok(Err(error)) => Err(Waiting(format!("the connection to port {port} of the guest broke: {error}"))),
+        Ok(Ok(0)) => Err(Waiting(format!("the guest closed the connection to port {port} at once"))),
+        Ok(Ok(_)) => Ok(String::from_utf8_lossy(&line).trim_end().to_owned()),
+    }
+}
+
+async fn ssh_banner(stream: TcpStream, port: u16) -> Result<(), Waiting> {
+    let line = first_line(&mut BufReader::new(stream), port).await?;
+    if line.starts_with("SSH-2.0-") || line.starts_with("SSH-1.99-") {
+        return Ok(());
+    }
+    Err(Waiting(format!("port {port} of the guest greets with {line:?}, which is not SSH")))
+}
+
+async fn http(mut stream: TcpStream, port: u16, path: &str, status: u16) -> Result<(), Waiting> {
+    let path = path.replace(|c: char| c.is_ascii_control() || c == ' ', "");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    if let Err(error) = stream.write_all(request.as_bytes()).await {
+        return Err(Waiting(format!("the connection to port {port} of the guest broke: {error}")));
+    }
+    let line = first_line(&mut BufReader::new(stream), port).await?;
+    let mut fields = line.split(' ');
+    let is_http = fields.next().is_some_and(|version| version.starts_with("HTTP/1."));
+    match fields.next().and_then(|code| code.parse::<u16>().ok()).filter(|_| is_http) {
+        Some(code) if code == status => Ok(()),
+        Some(code) => {
+            Err(Waiting(format!("{path} on port {port} of the guest has status {code}, not {status}")))
+        }
+        None => Err(Waiting(format!("port {port} of the guest answers {line:?}, which is not HTTP"))),
+    }
+}

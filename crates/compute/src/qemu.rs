@@ -1,0 +1,245 @@
+//! QEMU on the vault's machine.
+//!
+//! A machine is a directory, and while it has power a process that works in it ([`process`]). The spec is
+//! stored before the process starts, and everything else that matters is asked of the process itself through
+//! its socket ([`qmp`]), so a provider holds nothing that would be lost with it: opening one on the same
+//! directory takes all machines over. The process has no tie to its starter but its parent's number, which
+//! nobody uses; it lives on when the starter is killed.
+//!
+//! QEMU starts with the guest standing still and the guest goes when QEMU answers, so the time of its first
+//! instruction is known. A start that was cut short at any point is finished, or begun again, by the next.
+
+mod acceleration;
+mod command_line;
+mod console;
+mod directory;
+mod process;
+mod qmp;
+mod reach;
+mod screen;
+mod settings;
+mod start;
+mod status;
+mod taps;
+
+use std::collections::HashMap;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lifeboat_model::MachineId;
+use qapi::qmp::{quit, system_powerdown};
+use rustix::fs::{FlockOperation, flock};
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::error::ComputeError;
+use crate::provider::{Capabilities, ConsoleText, MachineStatus, OffReason, Provider, Reached};
+use crate::spec::{Firmware, MachineSpec};
+
+use acceleration::Found;
+use directory::{CONSOLE, MachineDirectory};
+use process::Process;
+use qmp::Qmp;
+use settings::FLUSH_LIMIT;
+pub use settings::{AccelerationChoice, QemuSettings};
+use status::{Live, Observed};
+
+/// Runs machines with the QEMU on this machine.
+#[derive(Debug)]
+pub struct QemuProvider {
+    settings: QemuSettings,
+    machines: PathBuf,
+    found: OnceCell<Found>,
+    /// One operation at a time for each machine.
+    locks: std::sync::Mutex<HashMap<MachineId, Arc<Mutex<()>>>>,
+    /// Starts count each other's memory, so they go one after the other up to that point.
+    memory: Mutex<()>,
+    _lock: File,
+}
+
+impl QemuProvider {
+    /// Opens the state directory, which is made if it is not there, with all machines in it.
+    ///
+    /// # Errors
+    ///
+    /// When another provider has it, or it cannot be used.
+    #[allow(clippy::unused_async, reason = "other providers connect to something")]
+    pub async fn open(settings: QemuSettings) -> Result<Self, ComputeError> {
+        let state = settings.state_directory.clone();
+        let machines = state.join("machines");
+        fs::create_dir_all(&machines).map_err(ComputeError::io("create", &machines))?;
+        fs::set_permissions(&state, Permissions::from_mode(0o700))
+            .map_err(ComputeError::io("protect", &state))?;
+        let lock = lock(&state)?;
+        // Processes are known by where they work, and the kernel names that without links and dots.
+        let machines = fs::canonicalize(&machines).map_err(ComputeError::io("find", &machines))?;
+        let locks = std::sync::Mutex::default();
+        Ok(Self { settings, machines, found: OnceCell::new(), locks, memory: Mutex::new(()), _lock: lock })
+    }
+
+    fn directory(&self, machine: MachineId) -> MachineDirectory {
+        MachineDirectory::new(&self.machines, machine)
+    }
+
+    fn lock_of(&self, machine: MachineId) -> Arc<Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(locks.entry(machine).or_default())
+    }
+
+    async fn found(&self) -> Result<&Found, ComputeError> {
+        self.found.get_or_try_init(|| acceleration::find_out(&self.settings)).await
+    }
+
+    /// The running machine, or why it is none.
+    async fn live(&self, machine: MachineId) -> Result<Live, ComputeError> {
+        match self.observe(&self.directory(machine)).await? {
+            Observed::Live(live) => Ok(live),
+            Observed::Absent => Err(ComputeError::NoMachine { machine }),
+            Observed::HalfMade => {
+                Err(ComputeError::Off { machine, why: OffReason::NotStarted { why: None }.to_string() })
+            }
+            Observed::Off(state) => Err(ComputeError::Off {
+                machine,
+                why: state.off.map(|why| why.to_string()).unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// Ends the process of a machine, if there is one, after it brought everything to the disks or this
+    /// much time has passed, and then removes its devices.
+    async fn end_process(&self, directory: &MachineDirectory, flush: Duration) -> Result<bool, ComputeError> {
+        let process = Process::find(directory)?;
+        if let Some(process) = &process {
+            let asked = async {
+                let qmp = Qmp::connect(directory).await.ok()?;
+                qmp.ask_within(quit {}, flush).await.ok()
+            };
+            // Without an answer the process is killed all the same, after its time.
+            let _ = tokio::time::timeout(flush, asked).await;
+            if !process.ended_within(flush).await {
+                tracing::warn!(machine = %directory.machine, "QEMU did not end when asked, killing it");
+                process.kill(directory).await?;
+            }
+        }
+        taps::remove(&self.settings.ip, directory.machine).await?;
+        Ok(process.is_some())
+    }
+}
+
+#[async_trait]
+impl Provider for QemuProvider {
+    async fn capabilities(&self) -> Result<Capabilities, ComputeError> {
+        let found = self.found().await?;
+        let uefi = self.settings.ovmf_code.exists() && self.settings.ovmf_variables.exists();
+        let cpus = std::thread::available_parallelism().map_err(ComputeError::io("count", "processors"))?;
+        Ok(Capabilities {
+            acceleration: found.acceleration.clone(),
+            firmwares: if uefi { vec![Firmware::Bios, Firmware::Uefi] } else { vec![Firmware::Bios] },
+            version: found.version.clone(),
+            cpus: u32::try_from(cpus.get()).unwrap_or(u32::MAX),
+            memory_mib_free: self.memory_mib_free()?,
+        })
+    }
+
+    async fn start(&self, spec: &MachineSpec) -> Result<(), ComputeError> {
+        let lock = self.lock_of(spec.id);
+        let _one_at_a_time = lock.lock().await;
+        self.start_machine(spec).await
+    }
+
+    async fn status(&self, machine: MachineId) -> Result<MachineStatus, ComputeError> {
+        let lock = self.lock_of(machine);
+        let _one_at_a_time = lock.lock().await;
+        let directory = self.directory(machine);
+        let observed = self.observe(&directory).await?;
+        console::trim(&directory.file(CONSOLE)).map_err(ComputeError::io("trim", directory.file(CONSOLE)))?;
+        Ok(observed.into())
+    }
+
+    async fn console(&self, machine: MachineId, from: u64) -> Result<ConsoleText, ComputeError> {
+        let directory = self.directory(machine);
+        if !directory.exists() {
+            return Err(ComputeError::NoMachine { machine });
+        }
+        let path = directory.file(CONSOLE);
+        console::trim(&path).and_then(|()| console::read(&path, from)).map_err(ComputeError::io("read", path))
+    }
+
+    async fn screenshot(&self, machine: MachineId) -> Result<Vec<u8>, ComputeError> {
+        let lock = self.lock_of(machine);
+        let _one_at_a_time = lock.lock().await;
+        let live = self.live(machine).await?;
+        screen::take(&self.directory(machine), &live.qmp).await
+    }
+
+    async fn shut_down(&self, machine: MachineId) -> Result<(), ComputeError> {
+        let lock = self.lock_of(machine);
+        let _one_at_a_time = lock.lock().await;
+        match self.live(machine).await {
+            Ok(live) => live.qmp.ask(system_powerdown {}).await.map(drop),
+            Err(ComputeError::Off { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn power_off(&self, machine: MachineId) -> Result<(), ComputeError> {
+        let lock = self.lock_of(machine);
+        let _one_at_a_time = lock.lock().await;
+        let directory = self.directory(machine);
+        if !directory.exists() {
+            return Ok(());
+        }
+        let had_power = self.end_process(&directory, FLUSH_LIMIT).await?;
+        if let Some(mut state) = directory.load()?
+            && (had_power || state.off.is_none())
+        {
+            let why = if had_power { OffReason::PoweredOff } else { status::ended(&directory) };
+            status::set_off(&directory, &mut state, why)?;
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, machine: MachineId) -> Result<(), ComputeError> {
+        let lock = self.lock_of(machine);
+        let _one_at_a_time = lock.lock().await;
+        let directory = self.directory(machine);
+        self.end_process(&directory, Duration::from_secs(5)).await?;
+        directory.remove()?;
+        Ok(())
+    }
+
+    async fn machines(&self) -> Result<Vec<MachineId>, ComputeError> {
+        let entries = fs::read_dir(&self.machines).map_err(ComputeError::io("list", &self.machines))?;
+        let mut machines = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(ComputeError::io("list", &self.machines))?;
+            machines.extend(entry.file_name().to_str().and_then(|name| name.parse::<MachineId>().ok()));
+        }
+        machines.sort_unstable();
+        Ok(machines)
+    }
+
+    async fn reach(
+        &self,
+        machine: MachineId,
+        guest_port: u16,
+        limit: Duration,
+    ) -> Result<Reached, ComputeError> {
+        self.reach_guest(machine, guest_port, limit).await
+    }
+}
+
+fn lock(state: &Path) -> Result<File, ComputeError> {
+    let path = state.join("lock");
+    let file =
+        File::options().create(true).append(true).open(&path).map_err(ComputeError::io("open", &path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(ComputeError::InUse { path: state.to_owned() }),
+        Err(errno) => Err(ComputeError::io("lock", path)(io::Error::from(errno))),
+    }
+}

@@ -1,0 +1,11 @@
+//! Machines with the real QEMU. Guests are boot sectors that are assembled here (`guests.rs`).
+
+#![allow(clippy::unwrap_used)]
+
+mod guests;
+mod life;
+mod nbd;
+mod network;
+mod site;
+mod takeover;
+mod wrong;

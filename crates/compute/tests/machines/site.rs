@@ -1,0 +1,137 @@
+//! A provider with a directory of its own, and what tests ask of its machines.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lifeboat_compute::{
+    AccelerationChoice, CopyIdentity, DiskAddress, DiskBus, DiskFormat, Firmware, MachineDisk, MachineId,
+    MachineSpec, MachineStatus, Provider, Purpose, QemuProvider, QemuSettings,
+};
+use lifeboat_model::{DiskNumber, PointId, ServerId, VaultId};
+use tempfile::TempDir;
+
+use crate::guests;
+
+pub const DISK_BYTES: u64 = 4 << 20;
+pub const IDENTITY: CopyIdentity = CopyIdentity {
+    vault: VaultId::new(1),
+    server: ServerId::new(2),
+    point: PointId::new(3),
+    purpose: Purpose::Drill,
+};
+/// Far more than anything here takes, on a machine that does a lot else.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A directory for a provider and what its machines need.
+pub struct Site {
+    pub place: TempDir,
+    pub provider: QemuProvider,
+}
+
+impl Site {
+    pub async fn new() -> Self {
+        let place = TempDir::new().unwrap();
+        let provider = QemuProvider::open(settings(place.path())).await.unwrap();
+        Self { place, provider }
+    }
+
+    /// A disk image that starts this guest.
+    pub fn image(&self, guest: &str, text: &str) -> PathBuf {
+        let path = self.place.path().join("image");
+        guests::disk(&path, guest, DISK_BYTES, text);
+        path
+    }
+
+    /// A machine that starts this guest from a file.
+    pub fn spec(&self, id: u64, guest: &str) -> MachineSpec {
+        let path = self.image(guest, "");
+        spec(id, DiskAddress::File { path, format: DiskFormat::Raw })
+    }
+
+    /// All that the guest has said so far.
+    pub async fn said(&self, machine: MachineId) -> String {
+        self.provider.console(machine, 0).await.unwrap().text
+    }
+
+    /// Waits until the guest has said something for which this holds.
+    pub async fn hears(&self, machine: MachineId, what: impl Fn(&str) -> bool) -> String {
+        let heard = wait_for(async || Some(self.said(machine).await).filter(|text| what(text))).await;
+        match heard {
+            Some(text) => text,
+            None => panic!(
+                "the guest only said {:?}; {:?}",
+                self.said(machine).await,
+                self.provider.status(machine).await
+            ),
+        }
+    }
+
+    /// Waits until the machine is off and says why.
+    pub async fn off(&self, machine: MachineId) -> lifeboat_compute::OffReason {
+        let why = wait_for(async || match self.provider.status(machine).await.unwrap() {
+            MachineStatus::Off { why } => Some(why),
+            _ => None,
+        });
+        why.await.expect("it stays on")
+    }
+}
+
+/// The settings of a site. TCG, since a trial of KVM a test would be too many.
+pub fn settings(place: &Path) -> QemuSettings {
+    QemuSettings { acceleration: AccelerationChoice::Tcg, ..QemuSettings::new(place.join("state")) }
+}
+
+/// A machine with this disk.
+pub fn spec(id: u64, source: DiskAddress) -> MachineSpec {
+    MachineSpec {
+        id: MachineId::new(id),
+        name: "a machine, \"tried\"".into(),
+        cpus: 1,
+        memory_mib: 32,
+        firmware: Firmware::Bios,
+        disks: vec![MachineDisk { number: DiskNumber(0), source, bytes: DISK_BYTES, bus: DiskBus::Virtio }],
+        nics: Vec::new(),
+        identity: IDENTITY,
+    }
+}
+
+/// Asks again and again until there is an answer.
+pub async fn wait_for<T>(ask: impl AsyncFn() -> Option<T>) -> Option<T> {
+    let asked = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.ok()
+}
+
+/// The numbers of the processes that work in this directory or below.
+pub fn processes_in(place: &Path) -> Vec<i32> {
+    let place = fs::canonicalize(place).unwrap();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&place)) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // Machines outlive their provider, but not a test that failed.
+        for pid in processes_in(self.place.path()) {
+            kill(pid);
+        }
+    }
+}
+
+pub fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}

@@ -22,5 +22,6 @@ mod devices;
 mod link;
 mod notify;
 mod pace;
+mod recovery_copy;
 mod sink;
 mod unreported;

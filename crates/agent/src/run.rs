@@ -31,6 +31,7 @@ use crate::link::ProcessServer;
 use crate::notify::notify;
 use crate::pace::Pace;
 use crate::record::Record;
+use crate::recovery_copy;
 use crate::replicator::{Inbox, Message, Replicator};
 use crate::settings::Settings;
 use crate::sink::Uplink;
@@ -68,6 +69,11 @@ pub fn run(config: &Path) -> Result<(), RunError> {
     let thawed = thaw_leftovers(&settings.frozen_file());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| RunError(format!("cannot start threads: {error}")))?;
+    if let Some(sentence) = recovery_copy::sentence() {
+        tracing::warn!("{sentence}");
+        let rested = runtime.block_on(recovery_copy::rest());
+        return rested.map_err(|error| RunError(format!("cannot wait for signals: {error}")));
+    }
     let outcome = Agent::start(config, &settings, runtime.handle()).and_then(|agent| {
         agent.tell_of_thaw(&thawed);
         agent.until_stopped(config, &runtime)

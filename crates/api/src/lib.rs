@@ -5,11 +5,18 @@
 //! `5s`.
 
 mod disk_point;
+mod job;
+mod recovery;
 mod server;
 mod site;
 mod volume;
 
 pub use disk_point::{ExportFormat, Point, PointDisk, TakePoint};
+pub use job::{Job, JobKind, JobState, JobStep, StepState};
+pub use recovery::{
+    ChangePoint, CleanUp, Console, DiskBus, DrillReport, Failover, Firmware, Forward, Machine,
+    MachinePurpose, MachineState, NetworkCard, PreviousDrill, Probe, ProbeResult, Target, TestFailover,
+};
 pub use server::{Capture, CopyProgress, Disk, Policy, PolicyRule, Protection, Rpo, Server};
 pub use site::{
     Certificate, ErrorBody, ErrorDetail, Event, EventList, ProcessServer, Request, RequestState, Status,

@@ -3,7 +3,7 @@ use lifeboat_model::{DiskNumber, PointId, ReplicationPolicy, RetentionRule, Serv
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::Point;
+use crate::{Point, PreviousDrill};
 
 /// Where a server is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -21,6 +21,8 @@ pub enum Protection {
     Stalled,
     /// Nothing was heard of its agent for a minute or longer.
     Disconnected,
+    /// It runs at the recovery site, and its source sends nothing any more.
+    FailedOver,
 }
 
 /// How the server is being captured.
@@ -143,6 +145,9 @@ pub struct Server {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub compared_point: Option<PointId>,
+    /// The last drill that came to a report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_drill: Option<PreviousDrill>,
 }
 
 /// How a server is protected.

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_api::{
-    Event, OpenVolume, OpenedVolume, Point, Policy, Request, RequestState, Server, Status, TakePoint, Verify,
-    VerifyKind, Volume,
+    ChangePoint, CleanUp, Console, Event, Failover, Job, JobState, Machine, OpenVolume, OpenedVolume, Point,
+    Policy, Request, RequestState, Server, Status, TakePoint, Target, TestFailover, Verify, VerifyKind,
+    Volume,
 };
 use lifeboat_model::PointKind;
 use lifeboat_transport::{Call, Client, ClientError, Method};
@@ -14,6 +15,8 @@ use lifeboat_trust::{Credentials, TrustError};
 
 /// How long one question about a request is held back by the vault.
 const WAIT: Duration = Duration::from_secs(20);
+/// Bytes of a screenshot that are taken.
+const SCREENSHOT_BYTES_MAX: usize = 64 << 20;
 /// How much longer than that its answer may take.
 const WAIT_SLACK: Duration = Duration::from_secs(10);
 
@@ -132,6 +135,122 @@ impl Vault {
         Ok(self.client.call(Method::DELETE, &path).query(&[("force", force)]).send().await?)
     }
 
+    /// Starts a drill.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn test_failover(&self, server: &str, test: &TestFailover) -> Result<Job> {
+        Ok(self.client.post(&of_server(server, "/failover/test"), test).await?)
+    }
+
+    /// Ends a drill.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn clean_up(&self, server: &str, clean_up: &CleanUp) -> Result<Job> {
+        Ok(self.client.post(&of_server(server, "/failover/cleanup"), clean_up).await?)
+    }
+
+    /// Starts the copy that takes over.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn failover(&self, server: &str, failover: &Failover) -> Result<Job> {
+        Ok(self.client.post(&of_server(server, "/failover"), failover).await?)
+    }
+
+    /// Starts that copy anew from another point.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn change_point(&self, server: &str, change: &ChangePoint) -> Result<Job> {
+        Ok(self.client.post(&of_server(server, "/failover/change-point"), change).await?)
+    }
+
+    /// Makes a failover final.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn commit_failover(&self, server: &str) -> Result<Job> {
+        Ok(self.client.call(Method::POST, &of_server(server, "/failover/commit")).send().await?)
+    }
+
+    /// Jobs, newest first.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn jobs(&self, server: Option<&str>, limit: u32) -> Result<Vec<Job>> {
+        let limit = limit.to_string();
+        let query = [("server", server), ("limit", Some(&limit))];
+        let query: Vec<_> = query.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        Ok(self.client.call(Method::GET, "/v1/jobs").query(&query).send().await?)
+    }
+
+    /// One job, by id or unique beginning of one.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn job(&self, job: &str) -> Result<Job> {
+        Ok(self.client.get(&of_job(job, "")).await?)
+    }
+
+    /// Ends a job and removes what it has made.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn cancel_job(&self, job: &str) -> Result<Job> {
+        Ok(self.client.call(Method::POST, &of_job(job, "/cancel")).send().await?)
+    }
+
+    /// Goes on with a job that failed.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn retry_job(&self, job: &str) -> Result<Job> {
+        Ok(self.client.call(Method::POST, &of_job(job, "/retry")).send().await?)
+    }
+
+    /// Every server's machine at the recovery site.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn machines(&self) -> Result<Vec<Machine>> {
+        Ok(self.client.get("/v1/machines").await?)
+    }
+
+    /// A server's machine at the recovery site.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn machine(&self, server: &str) -> Result<Machine> {
+        Ok(self.client.get(&of_server(server, "/machine")).await?)
+    }
+
+    /// What a server's machine has written to its serial console, from an offset in bytes.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn console(&self, server: &str, from: u64) -> Result<Console> {
+        let path = of_server(server, "/machine/console");
+        Ok(self.client.call(Method::GET, &path).query(&[("from", from)]).send().await?)
+    }
+
+    /// The screen of a server's machine, as PNG.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn screenshot(&self, server: &str) -> Result<Vec<u8>> {
+        let path = of_server(server, "/machine/screenshot");
+        Ok(self.client.call(Method::GET, &path).send_for_bytes(SCREENSHOT_BYTES_MAX).await?.to_vec())
+    }
+
+    /// How a server's machine is to look.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn target(&self, server: &str) -> Result<Target> {
+        Ok(self.client.get(&of_server(server, "/target")).await?)
+    }
+
+    /// Sets how a server's machine is to look the next time it is started.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn set_target(&self, server: &str, target: &Target) -> Result<Target> {
+        Ok(self.client.put(&of_server(server, "/target"), target).await?)
+    }
+
+    /// Waits until a job has ended, telling each new state of it to `progress`; a vault that
+    /// restarts meanwhile is waited for.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn wait_for_job(&self, job: &Job, mut progress: impl FnMut(&Job)) -> Result<Job> {
+        const LOOK: Duration = Duration::from_millis(500);
+        let mut job = job.clone();
+        let path = of_job(&job.id.to_string(), "");
+        loop {
+            progress(&job);
+            if !matches!(job.state, JobState::Running | JobState::RollingBack) {
+                return Ok(job);
+            }
+            tokio::time::sleep(LOOK).await;
+            match self.client.get(&path).await {
+                Ok(answer) => job = answer,
+                Err(error) if error.is_retryable() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Events, newest first; at least of `severity`.
     #[allow(clippy::missing_errors_doc)]
     pub async fn events(
@@ -145,6 +264,10 @@ impl Vault {
         let query: Vec<_> = query.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         Ok(self.client.call(Method::GET, "/v1/events").query(&query).send().await?)
     }
+}
+
+fn of_job(job: &str, rest: &str) -> String {
+    format!("/v1/jobs/{}{rest}", escape(job))
 }
 
 fn of_server(server: &str, rest: &str) -> String {

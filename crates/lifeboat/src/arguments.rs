@@ -9,6 +9,13 @@ use lifeboat_model::{DiskNumber, PointKind, ServerId, Span};
 
 use crate::command::trial;
 
+mod recovery;
+
+pub use recovery::{
+    DiskBusArgument, FailoverCommand, FirmwareArgument, JobCommand, MachineCommand, NetworkCardArgument,
+    TargetCommand, TargetSettings,
+};
+
 /// Self-hosted disaster recovery for physical servers.
 ///
 /// Exit codes: 0 done, 1 the answer is no (a fault was found, nothing matches), 2 it could not be done.
@@ -64,6 +71,18 @@ pub enum Command {
         #[arg(long)]
         against_source: bool,
     },
+    /// Drills, failover, and what follows.
+    #[command(subcommand)]
+    Failover(FailoverCommand),
+    /// Servers' machines at the recovery site.
+    #[command(subcommand)]
+    Machine(MachineCommand),
+    /// What goes on, step by step.
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// How a server's machine is to look at the recovery site.
+    #[command(subcommand)]
+    Target(TargetCommand),
     /// What happened.
     #[command(subcommand)]
     Event(EventCommand),

@@ -37,6 +37,10 @@ async fn run(arguments: Arguments) -> Result<Answer, Failure> {
         Command::Verify { server, against_source } => {
             command::verify::run(site, &server, against_source).await
         }
+        Command::Failover(what) => command::failover::run(site, what).await,
+        Command::Machine(what) => command::machine::run(site, what).await,
+        Command::Job(what) => command::job::run(site, what).await,
+        Command::Target(what) => command::target::run(site, what).await,
         Command::Event(what) => command::event::run(site, what).await,
         Command::Trial(options) => command::trial::run(site, &options).await,
         Command::Vault(what) => command::role::vault(site, what).await,

@@ -83,8 +83,10 @@ ids! {
     PointId = "a recovery point's id";
     /// A volume, drawn by the vault that opens it.
     VolumeId = "a volume's id";
-    /// A virtual machine at the recovery site, drawn by the vault.
+    /// A virtual machine at the recovery site, drawn by the vault that starts it.
     MachineId = "a machine's id";
+    /// A job of a vault, drawn when it is asked for.
+    JobId = "a job's id";
 }
 
 macro_rules! numbers {

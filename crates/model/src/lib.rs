@@ -19,6 +19,6 @@ pub use copy_identity::{
 };
 pub use digest::{BlockDigest, Digest};
 pub use human::{ByteCount, Span, SpanError};
-pub use id::{DiskNumber, Epoch, IdError, MachineId, Part, PointId, ServerId, VaultId, VolumeId};
+pub use id::{DiskNumber, Epoch, IdError, JobId, MachineId, Part, PointId, ServerId, VaultId, VolumeId};
 pub use point::PointKind;
 pub use policy::{ReplicationPolicy, RetentionRule};

@@ -2,6 +2,7 @@
 //! site driven through its command line. Used by the end-to-end tests and the benchmarks only.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a proof that cannot go on fails")]
 
+mod boot_sector;
 mod disk;
 mod machine;
 mod mount;
@@ -10,6 +11,7 @@ mod random;
 mod separate;
 mod site;
 
+pub use boot_sector::boot_sector;
 pub use disk::{LoopDisk, assert_same, content};
 pub use machine::{PATIENCE, Programs, run, scratch, wait_for};
 pub use mount::{Mount, NbdDisk, reachable_dir};

@@ -8,8 +8,10 @@ mod checks;
 pub(crate) mod database;
 mod error;
 mod events;
+mod jobs;
 mod maintenance;
 mod points;
+mod recoveries;
 mod requests;
 mod row;
 mod servers;
@@ -19,8 +21,10 @@ mod volumes;
 pub use checks::{DamagedFile, DueFile};
 pub use database::Catalog;
 pub use error::CatalogError;
+pub use jobs::{JobRow, StepRow};
 pub use maintenance::{RetentionChange, RetiredObject};
 pub use points::{Newest, PointFilter};
+pub use recoveries::RecoveryRow;
 pub use requests::RequestRow;
 pub use row::{
     DiskKeyRow, DiskRow, LostFiles, PointDiskRow, PointRow, RemovedPoint, ServerRow, ServerTotals, StoredFile,

@@ -61,6 +61,7 @@ impl Vault {
             }
             return Ok(CommitReceipt { point: commit.seal.point, committed_at });
         }
+        self.refuse_fenced(commit.server).await?;
         let _committing = Committing::begin(self, commit.server, commit.seal.time);
         let (history, newest) = self.history(commit.server).await?;
         commit_rules::check(&history, commit, now)?;
@@ -96,7 +97,7 @@ impl Vault {
         self.settle_locked(server, &mut progress, now).await
     }
 
-    async fn settle_locked(
+    pub(crate) async fn settle_locked(
         &self,
         server: ServerId,
         progress: &mut ServerProgress,

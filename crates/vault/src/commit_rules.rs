@@ -57,6 +57,17 @@ pub enum CommitRefusal {
         "server {0} is not known to this vault; its disks must be registered before a point is committed"
     )]
     ServerUnknown(ServerId),
+    /// The server has failed over.
+    #[error(
+        "server {server} has failed over at {since:.0} and its history goes on at the recovery site; its source \
+         must send nothing until it is protected again"
+    )]
+    Fenced {
+        /// The server.
+        server: ServerId,
+        /// Since when.
+        since: Timestamp,
+    },
     /// A disk is not known.
     #[error("disk {0} is not known to this vault; it must be registered before a point has it")]
     DiskUnknown(DiskNumber),

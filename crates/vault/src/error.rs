@@ -292,6 +292,7 @@ impl VaultError {
 const fn commit_code(refusal: &CommitRefusal) -> &'static str {
     match refusal {
         CommitRefusal::ServerUnknown(_) => "server_unknown",
+        CommitRefusal::Fenced { .. } => "fenced",
         CommitRefusal::DiskUnknown(_) => "disk_unknown",
         CommitRefusal::DiskMissing { .. } => "disk_missing",
         CommitRefusal::Epoch { .. } => "other_history",

@@ -10,10 +10,12 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::error::VaultError;
+use crate::jobs::Jobs;
 use crate::revoked::Revoked;
 use crate::vault::Vault;
 use crate::volumes::Volumes;
 
+mod jobs;
 mod operator;
 mod process_server;
 mod verification;
@@ -29,6 +31,8 @@ pub struct VaultService {
     pub vault: Arc<Vault>,
     /// Its open volumes.
     pub volumes: Arc<Volumes>,
+    /// Its jobs.
+    pub jobs: Arc<Jobs>,
     /// The certificates that are refused.
     pub revoked: Revoked,
     /// The time, by the vault's clock.
@@ -58,6 +62,7 @@ fn operator_api() -> OpenApiRouter<VaultService> {
         .merge(operator::routes())
         .merge(verification::routes())
         .merge(volumes::routes())
+        .merge(jobs::routes())
 }
 
 /// All routes.

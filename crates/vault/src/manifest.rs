@@ -61,6 +61,9 @@ pub struct ServerManifest {
     pub disks: Vec<DiskRow>,
     /// All keys of its disks, encrypted by the master key.
     pub keys: Vec<DiskKeyRow>,
+    /// Since when its source may not go on with its history, because it has failed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<Timestamp>,
 }
 
 /// What there is of a point.

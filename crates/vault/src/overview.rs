@@ -174,8 +174,10 @@ impl Vault {
         let trouble =
             agent.into_iter().flat_map(|agent| &agent.disks).find_map(|disk| disk.trouble.as_deref());
         let capture = agent.map(|agent| &agent.capture);
+        let last_drill = self.last_drill(row.id, None).await?;
         let (state, reason) = server_state::protection(&Observed {
             now,
+            fenced: row.fenced,
             listening_since: self.opened,
             capture,
             heard,
@@ -210,6 +212,7 @@ impl Vault {
             agent_memory_bytes: agent.map(|agent| agent.memory_bytes),
             agent_cpu_ms: agent.map(|agent| agent.cpu_ms),
             compared_point: row.compared_point,
+            last_drill,
         })
     }
 }

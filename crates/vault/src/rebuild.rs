@@ -258,6 +258,9 @@ impl Rebuild {
         let mut transaction = catalog.begin().await?;
         let (id, name) = (server.server, &server.name);
         catalog.put_server(&mut transaction, id, name, &server.policy, server.registered).await?;
+        if server.fenced.is_some() {
+            catalog.set_fenced_within(&mut transaction, id, server.fenced).await?;
+        }
         for disk in &server.disks {
             catalog.put_disk(&mut transaction, id, disk).await?;
         }

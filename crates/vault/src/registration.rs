@@ -219,7 +219,7 @@ impl Vault {
     /// What the catalog has of a server, as its manifest tells it.
     pub(crate) async fn server_manifest(&self, server: ServerId) -> Result<ServerManifest, VaultError> {
         let row = self.catalog.server(server).await?;
-        let ServerRow { id, name, policy, registered, .. } =
+        let ServerRow { id, name, policy, registered, fenced, .. } =
             row.ok_or_else(|| unknown("server", &server.to_string(), Vec::new()))?;
         Ok(ServerManifest {
             server: id,
@@ -228,10 +228,11 @@ impl Vault {
             policy,
             disks: self.catalog.disks(server).await?,
             keys: self.catalog.disk_keys(server).await?,
+            fenced,
         })
     }
 
-    async fn write_server_manifest(&self, server: ServerId) -> Result<(), VaultError> {
+    pub(crate) async fn write_server_manifest(&self, server: ServerId) -> Result<(), VaultError> {
         let object = self.names.server(server);
         let manifest = self.server_manifest(server).await?;
         let bytes = manifest::encode(&self.manifest_key, &object, &manifest)?;

@@ -11,6 +11,7 @@ use lifeboat_wire::process_server::{Assignments, ServerResult};
 
 use crate::catalog::RequestRow;
 use crate::error::VaultError;
+use crate::fence;
 use crate::random;
 use crate::vault::{Vault, unknown};
 
@@ -243,8 +244,8 @@ impl Vault {
             let mut assignment = Assignment {
                 revision: 0,
                 policy: server.policy,
-                replicate: true,
-                reason: None,
+                replicate: server.fenced.is_none(),
+                reason: server.fenced.map(fence::reason),
                 commands: commands
                     .filter_map(|row| Some(Command { request: row.id, kind: row.command.clone()? }))
                     .collect(),

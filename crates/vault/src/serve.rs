@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use lifeboat_compute::{ComputeError, QemuProvider, QemuSettings};
 use lifeboat_transport::{Listener, ListenerSettings, ServeError as ListenError, ServerTls};
 use lifeboat_trust::{ClientCertificates, Credentials, Identity, TrustError};
 
 use crate::error::VaultError;
 use crate::http::{self, VaultService};
+use crate::jobs::Jobs;
 use crate::object_name::VAULTS;
 use crate::random::{self, SystemRandomness};
 use crate::retention;
@@ -53,6 +55,9 @@ pub enum ServeError {
     /// Volumes cannot be served.
     #[error(transparent)]
     Volumes(#[from] VolumesError),
+    /// Machines cannot be run.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
     /// The port cannot be had.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -116,7 +121,13 @@ impl RunningVault {
         tracing::info!(vault = %vault.id(), store = vault.store().url(), "the vault is open");
         let operators = credentials.server_config(ClientCertificates::OperatorsOnly, &revoked.revocations)?;
         let volumes = Volumes::start(Arc::clone(&vault), &settings.nbd, Arc::new(operators)).await?;
-        let service = VaultService { vault, volumes: Arc::new(volumes), revoked, clock: Timestamp::now };
+        let volumes = Arc::new(volumes);
+        let directory =
+            settings.machines.directory.clone().unwrap_or_else(|| settings.state.join("machines"));
+        let machines = QemuSettings::new(directory);
+        let provider = QemuProvider::open(machines).await?;
+        let jobs = Jobs::new(Arc::clone(&volumes), Arc::new(provider), Timestamp::now, Arc::new(()));
+        let service = VaultService { vault, volumes, jobs, revoked, clock: Timestamp::now };
         Ok(Self { settings, service, tls: Arc::new(tls), listener })
     }
 
@@ -135,6 +146,9 @@ impl RunningVault {
     /// Serves until `shutdown` completes, then closes the catalog.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
         let Self { settings, service, tls, listener } = self;
+        if let Err(error) = service.jobs.resume().await {
+            tracing::error!(%error, "jobs of before the restart do not go on");
+        }
         let router = http::router(service.clone());
         let listening = listener.serve(router, Arc::clone(&tls), shutdown);
         let background = async {
@@ -154,6 +168,10 @@ impl RunningVault {
         tokio::select! {
             () = listening => {}
             _ = background => {}
+        }
+        service.jobs.pause().await;
+        if settings.machines.stop_with_vault {
+            service.jobs.power_off_all().await;
         }
         service.volumes.stop().await;
         service.vault.close().await;

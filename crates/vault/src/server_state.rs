@@ -14,6 +14,8 @@ pub(crate) const SILENT: SignedDuration = SignedDuration::from_secs(60);
 pub struct Observed<'a> {
     /// The vault's clock.
     pub now: Timestamp,
+    /// Since when the server runs at the recovery site, if it does.
+    pub fenced: Option<Timestamp>,
     /// Since when the vault listens.
     pub listening_since: Timestamp,
     /// How the server is being captured, by its agent's newest report.
@@ -35,6 +37,9 @@ pub struct Observed<'a> {
 /// The state and, where there is something to say, one sentence about it.
 #[must_use]
 pub fn protection(observed: &Observed<'_>) -> (Protection, Option<String>) {
+    if let Some(since) = observed.fenced {
+        return (Protection::FailedOver, Some(format!("It runs at the recovery site since {since:.0}.")));
+    }
     if let Some(reason) = silence(observed) {
         return (Protection::Disconnected, Some(reason));
     }
@@ -130,6 +135,7 @@ mod tests {
         let heard = heard.map(at);
         let (state, reason) = protection(&Observed {
             now,
+            fenced: None,
             listening_since: at(0),
             capture,
             heard,

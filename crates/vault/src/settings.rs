@@ -40,6 +40,20 @@ pub struct Settings {
     /// How files are merged.
     #[serde(default)]
     pub merge: MergeSettings,
+    /// How machines are run.
+    #[serde(default)]
+    pub machines: MachineSettings,
+}
+
+/// How servers' machines are run on the vault's machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MachineSettings {
+    /// Where what belongs to machines is kept; `machines` in the state directory when absent.
+    pub directory: Option<PathBuf>,
+    /// Power them off when the vault is stopped, and start them again with it. Otherwise they go on
+    /// running while the vault is restarted.
+    pub stop_with_vault: bool,
 }
 
 /// How files between retained points are merged.

@@ -46,6 +46,7 @@ impl Vault {
         if file.bytes == 0 || file.bytes > BYTES_MAX || file.plain_bytes > BYTES_MAX {
             return Err(VaultError::Invalid(format!("a file cannot have {} bytes", file.bytes)));
         }
+        self.refuse_fenced(server).await?;
         let disks = self.catalog.disks(server).await?;
         if disks.is_empty() {
             return Err(CommitRefusal::ServerUnknown(server).into());

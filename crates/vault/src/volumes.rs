@@ -84,6 +84,17 @@ pub enum VolumesError {
         /// NBD connections to its disks.
         clients: usize,
     },
+    /// It is the disks of a machine.
+    #[error(
+        "volume {volume} is the disks of a machine that is a copy of server {server}; `lifeboat failover cleanup` \
+         removes both when it is a drill's"
+    )]
+    OfMachine {
+        /// The volume.
+        volume: VolumeId,
+        /// The server.
+        server: ServerId,
+    },
     /// A directory cannot be used.
     #[error("cannot use {}: {source}", path.display())]
     Directory {
@@ -108,6 +119,19 @@ pub struct Volumes {
     remote: Option<(String, u16)>,
     /// Held while one is opened or closed.
     served: Mutex<BTreeMap<VolumeId, Served>>,
+}
+
+/// Where programs on this machine find a disk of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LocalDisk {
+    /// The disk.
+    pub disk: DiskNumber,
+    /// The socket of the NBD server.
+    pub socket: PathBuf,
+    /// The name of its export there.
+    pub export: String,
+    /// Its size in bytes.
+    pub bytes: u64,
 }
 
 /// What is known of a volume beside its row.
@@ -207,15 +231,92 @@ impl Volumes {
         let volume = VolumeRow { id, server, point, read_only: request.read_only, opened: now, disks };
         let mut served = self.served.lock().await;
         self.vault.catalog().put_volume(&volume).await.map_err(VaultError::from)?;
-        match self.serve(&volume).await {
+        let disks = self.open_new(&mut served, &volume).await?;
+        Ok(api::OpenedVolume { volume: id, disks })
+    }
+
+    /// Opens all disks of a point as the volume of this id, to be written. If it is open already it
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// When there is no such point, or a disk cannot be read. Nothing stays open then.
+    pub(crate) async fn open_as(
+        &self,
+        id: VolumeId,
+        server: ServerId,
+        point: PointId,
+        now: Timestamp,
+    ) -> Result<(), VolumesError> {
+        let mut served = self.served.lock().await;
+        if self.row(id).await?.is_some() {
+            return Ok(());
+        }
+        let Some(row) = self.vault.catalog().point(point).await.map_err(VaultError::from)? else {
+            return Err(self.vault.no_such_point(server, &point.to_string()).await.into());
+        };
+        let disks = row.disks.iter().map(|disk| disk.disk).collect();
+        let volume = VolumeRow { id, server, point, read_only: false, opened: now, disks };
+        self.vault.catalog().put_volume(&volume).await.map_err(VaultError::from)?;
+        self.open_new(&mut served, &volume).await.map(drop)
+    }
+
+    /// Closes the volume of this id, whoever uses it. It is no error when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be closed whole; closing it again goes on.
+    pub(crate) async fn close_as(&self, id: VolumeId) -> Result<(), VolumesError> {
+        let mut served = self.served.lock().await;
+        served.remove(&id);
+        match self.row(id).await? {
+            Some(volume) => self.forget(&volume).await,
+            None => self.remove_overlays(id).await,
+        }
+    }
+
+    /// Where programs on this machine find the disks of a volume.
+    ///
+    /// # Errors
+    /// When there is no such volume, or it cannot be served now.
+    pub(crate) async fn local_disks(&self, id: VolumeId) -> Result<Vec<LocalDisk>, VolumesError> {
+        let served = self.served.lock().await;
+        let disks = match served.get(&id) {
+            Some(Served { trouble: Some(trouble), .. }) => {
+                return Err(VaultError::Invalid(trouble.message.clone()).into());
+            }
+            Some(Served { disks, .. }) => disks,
+            None => return Err(unknown("volume", &id.to_string(), Vec::new()).into()),
+        };
+        let local = |(disk, open): (&DiskNumber, &VolumeDisk)| LocalDisk {
+            disk: *disk,
+            socket: self.socket.clone(),
+            export: export_name(id, *disk),
+            bytes: open.point().size_bytes(),
+        };
+        Ok(disks.iter().map(local).collect())
+    }
+
+    async fn row(&self, id: VolumeId) -> Result<Option<VolumeRow>, VolumesError> {
+        let rows = self.vault.catalog().volumes().await.map_err(VaultError::from)?;
+        Ok(rows.into_iter().find(|row| row.id == id))
+    }
+
+    /// Serves a volume whose row was just stored, or forgets it again.
+    async fn open_new(
+        &self,
+        served: &mut BTreeMap<VolumeId, Served>,
+        volume: &VolumeRow,
+    ) -> Result<Vec<api::VolumeDisk>, VolumesError> {
+        match self.serve(volume).await {
             Ok(disks) => {
-                let answer = disks.iter().map(|(disk, open)| self.address(id, *disk, open)).collect();
-                served.insert(id, Served { disks, trouble: None });
-                tracing::info!(volume = %id, %point, read_only = request.read_only, "volume opened");
-                Ok(api::OpenedVolume { volume: id, disks: answer })
+                let addresses =
+                    disks.iter().map(|(disk, open)| self.address(volume.id, *disk, open)).collect();
+                served.insert(volume.id, Served { disks, trouble: None });
+                let VolumeRow { id, point, read_only, .. } = volume;
+                tracing::info!(volume = %id, %point, read_only, "volume opened");
+                Ok(addresses)
             }
             Err(error) => {
-                self.forget(&volume).await?;
+                self.forget(volume).await?;
                 Err(error)
             }
         }
@@ -273,6 +374,10 @@ impl Volumes {
                 return Err(VaultError::from(error).into());
             }
         };
+        let recoveries = self.vault.catalog().recoveries().await.map_err(VaultError::from)?;
+        if recoveries.iter().any(|recovery| recovery.volume == volume.id) {
+            return Err(VolumesError::OfMachine { volume: volume.id, server: volume.server });
+        }
         if !force {
             self.refuse_in_use(volume).await?;
         }
@@ -425,7 +530,11 @@ impl Volumes {
     async fn forget(&self, volume: &VolumeRow) -> Result<(), VolumesError> {
         self.withdraw(volume).await?;
         self.vault.catalog().remove_volume(volume.id).await.map_err(VaultError::from)?;
-        let directory = self.overlays.join(volume.id.to_string());
+        self.remove_overlays(volume.id).await
+    }
+
+    async fn remove_overlays(&self, id: VolumeId) -> Result<(), VolumesError> {
+        let directory = self.overlays.join(id.to_string());
         match tokio::fs::remove_dir_all(&directory).await {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(VolumesError::Directory { path: directory, source })

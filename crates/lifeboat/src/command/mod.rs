@@ -2,11 +2,16 @@
 
 pub mod certificate;
 pub mod event;
+pub mod failover;
+pub mod job;
+pub mod machine;
 pub mod point;
 pub mod rebuild;
+mod report;
 pub mod role;
 pub mod server;
 pub mod status;
+pub mod target;
 pub mod trial;
 pub mod verify;
 pub mod volume;

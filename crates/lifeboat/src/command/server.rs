@@ -63,6 +63,7 @@ pub fn state_word(state: Protection) -> &'static str {
         Protection::Resync => "resync",
         Protection::Stalled => "stalled",
         Protection::Disconnected => "disconnected",
+        Protection::FailedOver => "failed over",
     }
 }
 
@@ -98,6 +99,10 @@ fn print_server(server: &Server) {
         print_line(&format!("Newest     {} {} ({})", time(point.time), point.kind, point.id));
     }
     print_line(&format!("Points     {}, {} stored", server.points, ByteCount(server.stored_bytes)));
+    if let Some(drill) = &server.last_drill {
+        let end = if drill.up { "came up" } else { "did NOT come up" };
+        print_line(&format!("Last drill {}: {end} (job {})", time(drill.begun), drill.job));
+    }
     for disk in &server.disks {
         let hardware = disk.hardware_id.as_ref().map(|id| format!(" [{id}]")).unwrap_or_default();
         let waiting = ByteCount(disk.waiting_bytes);

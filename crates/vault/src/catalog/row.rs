@@ -29,6 +29,8 @@ pub struct ServerRow {
     pub process_server: Option<String>,
     /// The point of the last comparison with the live disks.
     pub compared_point: Option<PointId>,
+    /// Since when its source may not go on with its history.
+    pub fenced: Option<Timestamp>,
 }
 
 /// A disk of a server.

@@ -10,7 +10,10 @@ use super::row::{DiskKeyRow, DiskRow, RowValues, ServerRow, ServerTotals, bigint
 
 macro_rules! select_servers {
     ($rest:literal) => {
-        concat!("SELECT id, name, policy, registered_ns, process_server, compared_point FROM servers ", $rest)
+        concat!(
+            "SELECT id, name, policy, registered_ns, process_server, compared_point, fenced_ns FROM servers ",
+            $rest
+        )
     };
 }
 
@@ -214,6 +217,7 @@ fn server_row(row: &DatabaseRow) -> Result<ServerRow, CatalogError> {
         registered: row.time("registered_ns")?,
         process_server: row.optional_text("process_server")?,
         compared_point: row.optional_parsed("compared_point")?,
+        fenced: row.optional_time("fenced_ns")?,
     })
 }
 

@@ -93,6 +93,9 @@ impl From<VolumesError> for ApiError {
             error @ VolumesError::InUse { .. } => {
                 Self::new(StatusCode::CONFLICT, "volume_in_use", error.to_string())
             }
+            error @ VolumesError::OfMachine { .. } => {
+                Self::new(StatusCode::CONFLICT, "volume_of_machine", error.to_string())
+            }
             error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "volume_unusable", error.to_string()),
         }
     }

@@ -124,6 +124,8 @@ impl Layout {
                 "nbd",
                 table(vec![("socket_directory", format!("/run/lifeboat/{}", self.server).into())]).into(),
             ),
+            // Ctrl-C is to leave nothing running.
+            ("machines", table(vec![("stop_with_vault", true.into())]).into()),
         ]);
         let spool = table(vec![
             // All roles share one disk here, so the thresholds for a spool of its own would be reached early.

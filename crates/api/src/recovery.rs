@@ -1,0 +1,305 @@
+use jiff::Timestamp;
+use lifeboat_model::{JobId, MachineId, PointId, PointKind, ServerId, Span, VolumeId};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Starts a drill: a copy of the server in a network of its own, while replication goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TestFailover {
+    /// From which point: `latest`, an id or a unique beginning of one, or a time. `latest` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point: Option<String>,
+    /// Leave the copy running after the report, until it is cleaned up.
+    #[serde(default)]
+    pub keep: bool,
+}
+
+/// Removes the copy of a drill.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CleanUp {
+    /// What the drill has shown, in an operator's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// Starts the copy that takes over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Failover {
+    /// `latest` (the source is asked for a last point first), `latest-processed`, a point's id or a
+    /// unique beginning of one, or a time.
+    pub point: String,
+}
+
+/// Starts the copy that took over anew, from another point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangePoint {
+    /// `latest-processed`, a point's id or a unique beginning of one, or a time.
+    pub point: String,
+}
+
+/// A server's copy at the recovery site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Machine {
+    /// The machine's id.
+    #[schema(value_type = String)]
+    pub id: MachineId,
+    /// The server that it is a copy of.
+    #[schema(value_type = String)]
+    pub server: ServerId,
+    /// That server's name.
+    pub server_name: String,
+    /// What it is for.
+    pub purpose: MachinePurpose,
+    /// Whether it runs.
+    pub state: MachineState,
+    /// Why it does not run, when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The recovery point that it began with.
+    #[schema(value_type = String)]
+    pub point: PointId,
+    /// The point in time of it.
+    #[schema(value_type = String, format = DateTime)]
+    pub point_time: Timestamp,
+    /// The volume that holds its disks.
+    #[schema(value_type = String)]
+    pub volume: VolumeId,
+    /// The job that started it.
+    #[schema(value_type = String)]
+    pub job: JobId,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub begun: Timestamp,
+    /// When its failover was made final.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub committed: Option<Timestamp>,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory in mebibytes.
+    pub memory_mib: u64,
+    /// Where ports of the machine are reached on the vault's machine.
+    pub forwards: Vec<Forward>,
+}
+
+/// A port of the vault's machine that leads to one of a recovered machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Forward {
+    /// On the vault's loopback address.
+    pub port: u16,
+    /// On the machine.
+    pub to: u16,
+}
+
+/// What a machine is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachinePurpose {
+    /// A drill: it is isolated, and goes when it is cleaned up.
+    Drill,
+    /// A failover: it has taken over from the source.
+    Failover,
+}
+
+/// Whether a machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineState {
+    /// It runs.
+    Running,
+    /// It is off.
+    Off,
+    /// Its provider does not know it.
+    Absent,
+}
+
+/// Part of what a machine has written to its serial console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Console {
+    /// The offset in bytes of the end of `text`; the next question begins there.
+    pub next: u64,
+    /// The text; what is not UTF-8 is replaced.
+    pub text: String,
+}
+
+/// How a server's machine looks at the recovery site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Target {
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory in mebibytes.
+    pub memory_mib: u64,
+    /// How it boots.
+    pub firmware: Firmware,
+    /// How its disks are attached.
+    pub disk_bus: DiskBus,
+    /// Which network card it has.
+    pub network_card: NetworkCard,
+    /// The card's address; one made from the server's id when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "52:54:00:12:34:56")]
+    pub mac: Option<String>,
+    /// The bridge on the vault's machine that a failover joins; a network of its own when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
+    /// What decides that it is up: all of them. When empty, a login on the serial console or an SSH
+    /// banner on port 22, whichever comes first.
+    pub probes: Vec<Probe>,
+    /// In which time it has to come up.
+    #[schema(value_type = String, example = "10m")]
+    pub up_within: Span,
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Self {
+            cpus: 2,
+            memory_mib: 2048,
+            firmware: Firmware::Bios,
+            disk_bus: DiskBus::Virtio,
+            network_card: NetworkCard::Virtio,
+            mac: None,
+            bridge: None,
+            probes: Vec::new(),
+            up_within: Span::seconds(600),
+        }
+    }
+}
+
+/// How a machine boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Firmware {
+    /// The boot sector of the first disk.
+    Bios,
+    /// The EFI system partition of the first disk.
+    Uefi,
+}
+
+/// How a machine's disks are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskBus {
+    /// virtio-blk.
+    Virtio,
+    /// AHCI.
+    Sata,
+    /// `NVMe`.
+    Nvme,
+}
+
+/// Which network card a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkCard {
+    /// virtio-net.
+    Virtio,
+    /// Intel 82574.
+    E1000e,
+}
+
+/// What shows that a machine is up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "probe", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Probe {
+    /// Its serial console shows this text.
+    Console {
+        /// The text.
+        text: String,
+    },
+    /// It accepts a TCP connection.
+    Tcp {
+        /// The port.
+        port: u16,
+    },
+    /// An SSH server greets.
+    Ssh {
+        /// The port.
+        port: u16,
+    },
+    /// An HTTP server answers.
+    Http {
+        /// The port.
+        port: u16,
+        /// The path.
+        path: String,
+        /// The status that it answers with.
+        status: u16,
+    },
+}
+
+/// What a drill has shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrillReport {
+    /// The server's name.
+    pub server_name: String,
+    /// The recovery point.
+    #[schema(value_type = String)]
+    pub point: PointId,
+    /// Its point in time.
+    #[schema(value_type = String, format = DateTime)]
+    pub point_time: Timestamp,
+    /// What it guarantees.
+    #[schema(value_type = String)]
+    pub point_kind: PointKind,
+    /// How old it was when the drill began, in milliseconds.
+    pub point_age_ms: u64,
+    /// Whether the machine came up as wanted.
+    pub up: bool,
+    /// One sentence: what decided that.
+    pub verdict: String,
+    /// Each probe.
+    pub probes: Vec<ProbeResult>,
+    /// From the operator's command to the machine's first instruction, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_instruction_ms: Option<u64>,
+    /// From the first instruction until it was up, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_ms: Option<u64>,
+    /// What ran it, such as `QEMU 7.2.22, TCG: slow emulation, because …`.
+    pub compute: String,
+    /// The last lines of its serial console.
+    pub console: String,
+    /// Its screen as PNG in base64; absent when none could be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub screenshot: Option<String>,
+    /// The drill before it, when there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<PreviousDrill>,
+}
+
+/// One probe of a drill.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProbeResult {
+    /// What was looked for.
+    pub probe: String,
+    /// Whether it was found.
+    pub passed: bool,
+    /// When, counted from the first instruction in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_ms: Option<u64>,
+    /// Why not, the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// A drill as the next one's report refers to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PreviousDrill {
+    /// Its job.
+    #[schema(value_type = String)]
+    pub job: JobId,
+    /// When it was begun.
+    #[schema(value_type = String, format = DateTime)]
+    pub begun: Timestamp,
+    /// Whether the machine came up.
+    pub up: bool,
+    /// How long that took, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_ms: Option<u64>,
+}

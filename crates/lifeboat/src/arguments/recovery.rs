@@ -1,0 +1,218 @@
+//! The words of drills, failover, machines and jobs.
+
+use std::path::PathBuf;
+
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, Subcommand, ValueEnum};
+use lifeboat_model::Span;
+
+#[derive(Subcommand)]
+pub enum FailoverCommand {
+    /// A drill: start a copy in a network of its own while replication goes on, see whether it comes
+    /// up, and remove it.
+    Test {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// latest, a point's id or its unique beginning, or a time.
+        #[arg(long, default_value = "latest")]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        point: String,
+        /// Leave the copy running, until `failover cleanup`.
+        #[arg(long)]
+        keep: bool,
+        /// Write the report as a page for a browser.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+        /// Come back at once with the job.
+        #[arg(long, conflicts_with = "report")]
+        no_wait: bool,
+    },
+    /// End a drill: its copy is removed.
+    Cleanup {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// What the drill has shown, for the record.
+        #[arg(long)]
+        note: Option<String>,
+        /// Come back at once with the job.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Start the copy that takes over. The source may send nothing any more from then on.
+    Run {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// latest (the source is asked for a last point first), latest-processed, a point's id or its
+        /// unique beginning, or a time.
+        #[arg(long)]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        point: String,
+        /// Come back at once with the job.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Until commit: start the copy that took over anew from another point. What it has written is gone.
+    ChangePoint {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// latest-processed, a point's id or its unique beginning, or a time.
+        #[arg(long)]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        point: String,
+        /// Come back at once with the job.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Make a failover final: its point cannot be changed any more.
+    Commit {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum MachineCommand {
+    /// All machines.
+    List,
+    /// A server's machine.
+    Show {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+    },
+    /// What a server's machine has written to its serial console.
+    Console {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// Go on with what it writes, until Ctrl-C.
+        #[arg(long)]
+        follow: bool,
+    },
+    /// The screen of a server's machine, as a PNG image.
+    Screenshot {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// The image; it is written over.
+        file: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum JobCommand {
+    /// Jobs, newest first.
+    List {
+        /// Only of this server.
+        #[arg(long)]
+        server: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// One job with its steps.
+    Show {
+        /// Id or unique beginning of one.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        job: String,
+        /// Write a drill's report as a page for a browser.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+    },
+    /// End a job and remove what it has made.
+    Cancel {
+        /// Id or unique beginning of one.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        job: String,
+        /// Come back at once.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Go on with a job that failed, from the step that failed.
+    Retry {
+        /// Id or unique beginning of one.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        job: String,
+        /// Come back at once.
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum TargetCommand {
+    /// How a server's machine is to look.
+    Show {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+    },
+    /// Set how it is to look the next time it is started; what is not named stays.
+    Set(TargetSettings),
+}
+
+#[derive(Args)]
+pub struct TargetSettings {
+    /// Name, id or unique beginning of an id.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub server: String,
+    /// Virtual processors.
+    #[arg(long)]
+    pub cpus: Option<u32>,
+    /// Memory in mebibytes.
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// How it boots.
+    #[arg(long, value_enum)]
+    pub firmware: Option<FirmwareArgument>,
+    /// How its disks are attached.
+    #[arg(long, value_enum)]
+    pub disk_bus: Option<DiskBusArgument>,
+    /// Which network card it has.
+    #[arg(long, value_enum)]
+    pub network_card: Option<NetworkCardArgument>,
+    /// The network card's address, such as 52:54:00:12:34:56; `auto` for one of the server's own.
+    #[arg(long, value_name = "ADDRESS|auto")]
+    pub mac: Option<String>,
+    /// The bridge on the vault's machine that a failover joins; `none` for a network of its own.
+    #[arg(long, value_name = "BRIDGE|none")]
+    pub network: Option<String>,
+    /// What shows that it is up: console=TEXT, tcp=PORT, ssh=PORT or http=PORT/PATH[=STATUS]; repeatable,
+    /// all have to pass; `default` for a login on the console or an SSH banner.
+    #[arg(long = "probe", value_name = "PROBE|default")]
+    pub probes: Vec<String>,
+    /// In which time it has to come up.
+    #[arg(long)]
+    pub up_within: Option<Span>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum FirmwareArgument {
+    /// The boot sector of the first disk.
+    Bios,
+    /// The EFI system partition of the first disk.
+    Uefi,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum DiskBusArgument {
+    /// virtio-blk.
+    Virtio,
+    /// AHCI.
+    Sata,
+    /// NVMe.
+    Nvme,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum NetworkCardArgument {
+    /// virtio-net.
+    Virtio,
+    /// Intel 82574.
+    E1000e,
+}

@@ -1,0 +1,120 @@
+//! `lifeboat machine …`.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use lifeboat_api::{Machine, MachinePurpose, MachineState};
+
+use crate::arguments::{MachineCommand, Output, SiteArguments};
+use crate::failure::{Answer, Failure};
+use crate::site;
+use crate::table::{print_json, print_line, print_table, time};
+
+/// Time between two looks at a console that is followed.
+const FOLLOW: Duration = Duration::from_millis(500);
+
+pub async fn run(arguments: &SiteArguments, command: MachineCommand) -> Result<Answer, Failure> {
+    let vault = site::connect(arguments)?;
+    let json = arguments.output == Output::Json;
+    match command {
+        MachineCommand::List => {
+            let machines = vault.machines().await?;
+            if json { print_json(&machines)? } else { print_machines(&machines) }
+        }
+        MachineCommand::Show { server } => {
+            let machine = vault.machine(&server).await?;
+            if json { print_json(&machine)? } else { print_machine(&machine) }
+        }
+        MachineCommand::Console { server, follow } => {
+            let mut console = vault.console(&server, 0).await?;
+            if json && !follow {
+                print_json(&console)?;
+                return Ok(Answer::Done);
+            }
+            loop {
+                let mut out = std::io::stdout();
+                // A reader that has gone away is no error, and nobody follows any more.
+                if out.write_all(console.text.as_bytes()).and_then(|()| out.flush()).is_err() || !follow {
+                    break;
+                }
+                if console.text.is_empty() {
+                    tokio::time::sleep(FOLLOW).await;
+                }
+                console = vault.console(&server, console.next).await?;
+            }
+        }
+        MachineCommand::Screenshot { server, file } => {
+            let png = vault.screenshot(&server).await?;
+            std::fs::write(&file, &png).map_err(|error| {
+                Failure::new(format!("cannot write the screen to {}: {error}", file.display()))
+            })?;
+            if json {
+                print_json(&serde_json::json!({"file": file, "bytes": png.len()}))?;
+            } else {
+                print_line(&format!("The screen is in {}.", file.display()));
+            }
+        }
+    }
+    Ok(Answer::Done)
+}
+
+fn print_machines(machines: &[Machine]) {
+    if machines.is_empty() {
+        print_line("No machine runs at the recovery site.");
+        return;
+    }
+    let rows: Vec<_> = machines
+        .iter()
+        .map(|machine| {
+            let point = format!("{} ({})", time(machine.point_time), machine.point);
+            [
+                machine.server_name.clone(),
+                purpose(machine),
+                state(machine),
+                point,
+                time(machine.begun),
+                forwards(machine),
+            ]
+        })
+        .collect();
+    print_table(["SERVER", "FOR", "STATE", "POINT (UTC)", "BEGUN (UTC)", "REACHED AT"], &rows);
+}
+
+fn print_machine(machine: &Machine) {
+    print_line(&format!("{}: {}, {}", machine.server_name, purpose(machine), state(machine)));
+    print_line(&format!("Point      {} ({})", time(machine.point_time), machine.point));
+    print_line(&format!("Begun      {} by job {}", time(machine.begun), machine.job));
+    print_line(&format!(
+        "Machine    {}, {} processors, {} MiB",
+        machine.id, machine.cpus, machine.memory_mib
+    ));
+    print_line(&format!("Disks      volume {}", machine.volume));
+    if !machine.forwards.is_empty() {
+        print_line(&format!("Reached at {} on the vault's machine", forwards(machine)));
+    }
+}
+
+fn purpose(machine: &Machine) -> String {
+    match (machine.purpose, machine.committed) {
+        (MachinePurpose::Drill, _) => "drill".to_owned(),
+        (MachinePurpose::Failover, None) => "failover, not committed".to_owned(),
+        (MachinePurpose::Failover, Some(committed)) => format!("failover, committed {}", time(committed)),
+    }
+}
+
+fn state(machine: &Machine) -> String {
+    let word = match machine.state {
+        MachineState::Running => "running",
+        MachineState::Off => "off",
+        MachineState::Absent => "absent",
+    };
+    match &machine.reason {
+        Some(reason) => format!("{word}: {reason}"),
+        None => word.to_owned(),
+    }
+}
+
+fn forwards(machine: &Machine) -> String {
+    let forward = |forward: &lifeboat_api::Forward| format!("127.0.0.1:{} -> {}", forward.port, forward.to);
+    machine.forwards.iter().map(forward).collect::<Vec<_>>().join(", ")
+}

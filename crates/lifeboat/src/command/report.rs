@@ -1,0 +1,102 @@
+//! A drill's report as a page for a browser: one file, nothing loaded from elsewhere.
+
+use std::fmt::Write as _;
+
+use lifeboat_api::{DrillReport, Job};
+
+use crate::table::{milliseconds, time};
+
+const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;\
+color:#1b1f24;background:#fff}h1{font-size:1.6rem}.up{color:#116329}.down{color:#a40e26}table{border-collapse:\
+collapse;width:100%}td,th{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #d0d7de;vertical-align:top}\
+pre{background:#0d1117;color:#e6edf3;padding:1rem;overflow:auto;font-size:.85rem}img{max-width:100%;border:1px \
+solid #d0d7de}";
+
+/// The page.
+pub fn page(job: &Job, drill: &DrillReport) -> String {
+    let (class, verdict) = if drill.up { ("up", "came up") } else { ("down", "did NOT come up") };
+    let name = escape(&drill.server_name);
+    let mut page = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Drill of {name}</title>\
+         <style>{STYLE}</style></head><body>\n<h1>Drill of {name}: <span class=\"{class}\">{verdict}</span></h1>\n\
+         <p>{}</p>\n<table>\n",
+        escape(&drill.verdict)
+    );
+    let point = format!("{} of {} UTC, {}-consistent", drill.point, time(drill.point_time), drill.point_kind);
+    row(&mut page, "Recovery point", &point);
+    row(&mut page, "Its age when the drill began", &milliseconds(drill.point_age_ms));
+    row(&mut page, "Begun", &format!("{} UTC", time(job.begun)));
+    row(&mut page, "Ran on", &drill.compute);
+    if let Some(ms) = drill.first_instruction_ms {
+        row(&mut page, "First instruction after", &milliseconds(ms));
+    }
+    if let Some(ms) = drill.boot_ms {
+        row(&mut page, "Up after", &milliseconds(ms));
+    }
+    if let Some(before) = &drill.previous {
+        let boot = before
+            .boot_ms
+            .map_or_else(|| "did not come up".to_owned(), |ms| format!("up after {}", milliseconds(ms)));
+        row(&mut page, "The drill before", &format!("{} UTC: {boot}", time(before.begun)));
+    }
+    page.push_str("</table>\n<h2>Probes</h2>\n<table>\n");
+    for probe in &drill.probes {
+        let after = probe.after_ms.map(|ms| format!(" after {}", milliseconds(ms))).unwrap_or_default();
+        let why = probe.message.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let found = if probe.passed { format!("passed{after}") } else { format!("not passed{why}") };
+        row(&mut page, &probe.probe, &found);
+    }
+    page.push_str("</table>\n<h2>Steps</h2>\n<table>\n");
+    for step in &job.steps {
+        let took = step.begun.zip(step.ended).map_or_else(String::new, |(begun, ended)| {
+            milliseconds(u64::try_from(ended.duration_since(begun).as_millis()).unwrap_or(0))
+        });
+        let message = step.message.as_ref().map(|message| format!(" {message}")).unwrap_or_default();
+        row(&mut page, &step.name, &format!("{took}{message}"));
+    }
+    page.push_str("</table>\n");
+    if let Some(image) = &drill.screenshot {
+        // Base64 has no characters that mean anything in HTML; whatever else comes does not get in.
+        if image.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte)) {
+            let _ =
+                writeln!(page, "<h2>Screen</h2>\n<img alt=\"Screen\" src=\"data:image/png;base64,{image}\">");
+        }
+    }
+    let _ = write!(
+        page,
+        "<h2>Serial console, its end</h2>\n<pre>{}</pre>\n</body></html>\n",
+        escape(&drill.console)
+    );
+    page
+}
+
+fn row(page: &mut String, head: &str, text: &str) {
+    let _ = writeln!(page, "<tr><th>{}</th><td>{}</td></tr>", escape(head), escape(text));
+}
+
+/// Text from a guest or an operator as text of a page, without control characters.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\n' | '\t' => escaped.push(character),
+            control if control.is_control() => {}
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_writes_stays_text() {
+        assert_eq!(escape("<script>\u{1b}[31m&\"\n"), "&lt;script&gt;[31m&amp;&quot;\n");
+    }
+}

@@ -1,0 +1,152 @@
+//! `lifeboat target …`.
+
+use lifeboat_api::{DiskBus, Firmware, NetworkCard, Probe, Target};
+
+use crate::arguments::{
+    DiskBusArgument, FirmwareArgument, NetworkCardArgument, Output, SiteArguments, TargetCommand,
+    TargetSettings,
+};
+use crate::failure::{Answer, Failure};
+use crate::site;
+use crate::table::{print_json, print_line};
+
+pub async fn run(arguments: &SiteArguments, command: TargetCommand) -> Result<Answer, Failure> {
+    let vault = site::connect(arguments)?;
+    let target = match command {
+        TargetCommand::Show { server } => vault.target(&server).await?,
+        TargetCommand::Set(settings) => {
+            let target = changed(vault.target(&settings.server).await?, &settings)?;
+            vault.set_target(&settings.server, &target).await?
+        }
+    };
+    if arguments.output == Output::Json {
+        print_json(&target)?
+    } else {
+        print_target(&target)
+    }
+    Ok(Answer::Done)
+}
+
+fn changed(mut target: Target, settings: &TargetSettings) -> Result<Target, Failure> {
+    target.cpus = settings.cpus.unwrap_or(target.cpus);
+    target.memory_mib = settings.memory.unwrap_or(target.memory_mib);
+    target.up_within = settings.up_within.unwrap_or(target.up_within);
+    if let Some(firmware) = settings.firmware {
+        target.firmware = match firmware {
+            FirmwareArgument::Bios => Firmware::Bios,
+            FirmwareArgument::Uefi => Firmware::Uefi,
+        };
+    }
+    if let Some(bus) = settings.disk_bus {
+        target.disk_bus = match bus {
+            DiskBusArgument::Virtio => DiskBus::Virtio,
+            DiskBusArgument::Sata => DiskBus::Sata,
+            DiskBusArgument::Nvme => DiskBus::Nvme,
+        };
+    }
+    if let Some(card) = settings.network_card {
+        target.network_card = match card {
+            NetworkCardArgument::Virtio => NetworkCard::Virtio,
+            NetworkCardArgument::E1000e => NetworkCard::E1000e,
+        };
+    }
+    if let Some(mac) = &settings.mac {
+        target.mac = (mac != "auto").then(|| mac.clone());
+    }
+    if let Some(network) = &settings.network {
+        target.bridge = (network != "none").then(|| network.clone());
+    }
+    if !settings.probes.is_empty() {
+        target.probes = if settings.probes == ["default"] {
+            Vec::new()
+        } else {
+            settings.probes.iter().map(|text| probe(text)).collect::<Result<_, _>>()?
+        };
+    }
+    Ok(target)
+}
+
+fn probe(text: &str) -> Result<Probe, Failure> {
+    let wrong = || {
+        Failure::new(format!(
+            "{text:?} is no probe: it is console=TEXT, tcp=PORT, ssh=PORT or http=PORT/PATH[=STATUS]"
+        ))
+    };
+    let (kind, rest) = text.split_once('=').ok_or_else(wrong)?;
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong);
+    Ok(match kind {
+        "console" if !rest.is_empty() => Probe::Console { text: rest.to_owned() },
+        "tcp" => Probe::Tcp { port: port(rest)? },
+        "ssh" => Probe::Ssh { port: port(rest)? },
+        "http" => {
+            let (place, status) = match rest.rsplit_once('=') {
+                Some((place, status)) => (place, status.parse().map_err(|_| wrong())?),
+                None => (rest, 200),
+            };
+            let (number, path) = place.split_once('/').unwrap_or((place, ""));
+            Probe::Http { port: port(number)?, path: format!("/{path}"), status }
+        }
+        _ => return Err(wrong()),
+    })
+}
+
+fn print_target(target: &Target) {
+    let firmware = match target.firmware {
+        Firmware::Bios => "BIOS",
+        Firmware::Uefi => "UEFI",
+    };
+    let bus = match target.disk_bus {
+        DiskBus::Virtio => "virtio",
+        DiskBus::Sata => "SATA",
+        DiskBus::Nvme => "NVMe",
+    };
+    let card = match target.network_card {
+        NetworkCard::Virtio => "virtio",
+        NetworkCard::E1000e => "e1000e",
+    };
+    print_line(&format!("Processors {}", target.cpus));
+    print_line(&format!("Memory     {} MiB", target.memory_mib));
+    print_line(&format!("Firmware   {firmware}"));
+    print_line(&format!("Disks      {bus}"));
+    let mac = target.mac.as_deref().unwrap_or("an address of its own");
+    let network = target
+        .bridge
+        .as_ref()
+        .map_or_else(|| "a network of its own".to_owned(), |bridge| format!("bridge {bridge}"));
+    print_line(&format!("Network    {card}, {mac}; at a failover {network}"));
+    print_line(&format!("Up within  {}", target.up_within));
+    if target.probes.is_empty() {
+        print_line("Up when    its console shows a login, or SSH greets on port 22");
+    }
+    for probe in &target.probes {
+        print_line(&format!("Up when    {}", words(probe)));
+    }
+}
+
+fn words(probe: &Probe) -> String {
+    match probe {
+        Probe::Console { text } => format!("its console shows {text:?}"),
+        Probe::Tcp { port } => format!("it accepts connections on port {port}"),
+        Probe::Ssh { port } => format!("SSH greets on port {port}"),
+        Probe::Http { port, path, status } => format!("HTTP on port {port} answers {path} with {status}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use super::*;
+
+    #[test]
+    fn probes_are_read_as_they_are_documented() {
+        assert_eq!(probe("ssh=22").unwrap(), Probe::Ssh { port: 22 });
+        let http = |port, path: &str, status| Probe::Http { port, path: path.into(), status };
+        assert_eq!(probe("http=80").unwrap(), http(80, "/", 200));
+        assert_eq!(probe("http=8080/health?deep=1=204").unwrap(), http(8080, "/health?deep=1", 204));
+        assert_eq!(probe("console=login: =").unwrap(), Probe::Console { text: "login: =".into() });
+        for text in ["", "ssh", "ssh=0", "tcp=70000", "console=", "ping=1"] {
+            assert!(probe(text).is_err(), "{text}");
+        }
+    }
+}

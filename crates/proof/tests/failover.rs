@@ -1,0 +1,134 @@
+//! A protected server becomes a machine at the recovery site, and everything may be killed meanwhile.
+//!
+//! The server's disk holds a boot sector that offers a login on the serial console. So the whole
+//! way is gone, from a write on a real disk to a guest in QEMU, with boots of seconds.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use lifeboat_proof::{LoopDisk, Programs, Site, boot_sector, wait_for};
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+
+/// The guest that boots from now on says this.
+fn install(disk: &LoopDisk, text: &str) {
+    let device = File::options().write(true).open(&disk.device).unwrap();
+    device.write_all_at(&boot_sector(text), 0).unwrap();
+    device.sync_all().unwrap();
+}
+
+/// Starts a job, kills the vault when the job does its step number `step`, and waits for its end.
+fn with_a_killed_vault(site: &Site, words: &[&str], step: usize) -> Value {
+    let words: Vec<_> = words.iter().copied().chain(["--no-wait"]).collect();
+    let job = site.json(&words)["id"].as_str().unwrap().to_owned();
+    let show = || -> Option<Value> {
+        let output = site.lifeboat(["job", "show", &job]);
+        serde_json::from_slice(&output.stdout).ok()
+    };
+    wait_for("the step", || {
+        let job = show()?;
+        let has_come = job["steps"][step]["state"] != "waiting" || job["state"] != "running";
+        has_come.then_some(())
+    });
+    site.kill("vault");
+    wait_for(&format!("the end of {words:?}, killed in step {step}\n{}", site.logs()), || {
+        show().filter(|job| job["state"] != "running" && job["state"] != "rolling-back")
+    })
+}
+
+fn steps(site: &Site, job: &Value) -> usize {
+    let job = site.json(["job", "show", job["id"].as_str().unwrap()]);
+    job["steps"].as_array().unwrap().len()
+}
+
+fn nothing_left(site: &Site) {
+    assert_eq!(site.json(["machine", "list"]), Value::Array(Vec::new()));
+    assert_eq!(site.json(["volume", "list"]), Value::Array(Vec::new()));
+    let place = site.dir.display().to_string();
+    let processes =
+        String::from_utf8(Command::new("ps").args(["-eo", "args"]).output().unwrap().stdout).unwrap();
+    let left: Vec<_> =
+        processes.lines().filter(|line| line.contains("qemu-system") && line.contains(&place)).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn drills_and_failover_go_on_after_a_vault_that_is_killed_at_every_step() {
+    let disk = LoopDisk::new(16 * MIB);
+    install(&disk, "one login: ");
+    let mut site = Site::start(&[&disk], "2s");
+    site.await_first_point();
+    site.json(["target", "set", "source", "--memory", "64", "--cpus", "1", "--up-within", "5m"]);
+
+    let report = site.dir.join("drill.html");
+    let drill = site.json(["failover", "test", "source", "--report", report.to_str().unwrap()]);
+    assert_eq!(drill["state"], "done", "{drill}");
+    assert!(drill["report"]["console"].as_str().unwrap().contains("one login: "), "{drill}");
+    assert!(std::fs::read_to_string(report).unwrap().contains("data:image/png;base64,"));
+    nothing_left(&site);
+    for step in 0..steps(&site, &drill) {
+        let drill = with_a_killed_vault(&site, &["failover", "test", "source"], step);
+        assert_eq!(drill["state"], "done", "killed in step {step}: {drill}");
+        nothing_left(&site);
+    }
+    // Replication went on meanwhile.
+    install(&disk, "two login: ");
+    let second = site.await_point_taken("a point after the drills");
+
+    let failover = with_a_killed_vault(&site, &["failover", "run", "source", "--point", "latest"], 1);
+    assert_eq!(failover["state"], "done", "{failover}");
+    assert!(console(&site).contains("two login: "));
+    let points: Vec<_> = points(&site);
+    assert!(points.contains(&second));
+    let older = points.last().unwrap();
+    for step in 0..6 {
+        let point = if step % 2 == 0 { older.as_str() } else { "latest-processed" };
+        let changed =
+            with_a_killed_vault(&site, &["failover", "change-point", "source", "--point", point], step);
+        assert_eq!(changed["state"], "done", "killed in step {step}: {changed}");
+        let text = if step % 2 == 0 { "one login: " } else { "two login: " };
+        assert!(console(&site).contains(text), "killed in step {step}: {}", console(&site));
+        assert_eq!(site.json(["machine", "list"]).as_array().unwrap().len(), 1);
+        assert_eq!(site.json(["volume", "list"]).as_array().unwrap().len(), 1);
+    }
+    assert_eq!(site.json(["failover", "commit", "source"])["state"], "done");
+    the_source_is_fenced(&mut site, &disk, &points);
+}
+
+/// The source goes on running and writing; nothing of it becomes a point any more, and it is told.
+fn the_source_is_fenced(site: &mut Site, disk: &LoopDisk, before: &[String]) {
+    install(disk, "three login: ");
+    let status = wait_for("the agent to be told", || {
+        let mut command = Command::new(Programs::find().agent);
+        command.args(["status", "--output", "json", "--config"]).arg(site.dir.join("agent/agent.toml"));
+        let status: Value = serde_json::from_slice(&command.output().unwrap().stdout).ok()?;
+        (status["capture"]["mode"] == "stalled").then_some(status)
+    });
+    assert!(status["capture"]["reason"].as_str().unwrap().contains("failed over"), "{status}");
+    let output = site.lifeboat(["point", "take", "source", "--wait"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(points(site), before);
+    let server = site.json(["server", "show", "source"]);
+    assert_eq!(server["state"], "failed-over", "{server}");
+
+    // Also after everything was restarted; and the machine comes back with it.
+    site.stop();
+    site.resume();
+    wait_for("the machine to run again", || {
+        (site.json(["machine", "list"])[0]["state"] == "running").then_some(())
+    });
+    assert_eq!(points(site), before);
+}
+
+fn console(site: &Site) -> String {
+    site.json(["machine", "console", "source"])["text"].as_str().unwrap().to_owned()
+}
+
+/// The ids of the server's points, newest first.
+fn points(site: &Site) -> Vec<String> {
+    let points = site.json(["point", "list", "source"]);
+    points.as_array().unwrap().iter().map(|point| point["id"].as_str().unwrap().to_owned()).collect()
+}

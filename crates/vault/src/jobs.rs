@@ -1,0 +1,251 @@
+//! Jobs: what operators start and what must end in a known state whatever happens meanwhile.
+//!
+//! A job is a row in the catalog: what was asked for, its steps, and its [`Work`], in which the
+//! steps leave what they have found and made. Ids of what will be made are drawn when the job is
+//! asked for, and every step can be done twice. So:
+//!
+//! - Before a step the job says that it is being done, after it that it is done, each durably.
+//! - A vault that starts goes on with the step that was being done, from its beginning.
+//! - Two jobs never work on one server: the second joins the first, if both ask for the same, or
+//!   is refused with the reason.
+//! - A step that fails stops the job. A drill is rolled back then by itself; everything else stands
+//!   where it is, and is retried from there or cancelled by an operator.
+//! - Cancelling undoes the steps that were begun, the last one first. From its point of no return
+//!   on ([`JobRequest::point_of_no_return`]) a job cannot be cancelled.
+//!
+//! [`steps`] has what each step does, and how it is undone.
+
+mod conflicts;
+mod request;
+mod runner;
+mod steps;
+mod up;
+mod views;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use lifeboat_compute::{ComputeError, MachineStatus, OffReason, Provider};
+use lifeboat_model::{JobId, ServerId};
+use tokio::sync::watch;
+
+use crate::catalog::{CatalogError, JobRow, RecoveryRow};
+use crate::error::VaultError;
+use crate::vault::Vault;
+use crate::volumes::{Volumes, VolumesError};
+
+pub use conflicts::Conflict;
+pub use request::{JobRequest, Step, Work};
+pub use steps::Interruption;
+
+/// A job cannot be begun, or a step of one failed.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The vault refuses or fails.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// A volume cannot be opened or closed.
+    #[error(transparent)]
+    Volumes(#[from] VolumesError),
+    /// The machine's provider fails.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
+    /// It does not fit to what there is.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// The machine did not come up.
+    #[error("{0}")]
+    NotUp(String),
+    /// Somebody wants the job to end, or the vault stops.
+    #[error("it was interrupted")]
+    Interrupted,
+    /// The step was made to fail, for a test.
+    #[error("the step was made to fail")]
+    MadeToFail,
+}
+
+impl From<CatalogError> for JobError {
+    fn from(error: CatalogError) -> Self {
+        Self::Vault(error.into())
+    }
+}
+
+/// All jobs of a vault, and what they work with.
+pub struct Jobs {
+    vault: Arc<Vault>,
+    volumes: Arc<Volumes>,
+    provider: Arc<dyn Provider>,
+    clock: fn() -> Timestamp,
+    /// For tests: what happens around steps.
+    interruption: Arc<dyn Interruption>,
+    /// Held while it is decided whether a job may begin.
+    beginning: tokio::sync::Mutex<()>,
+    at_work: Mutex<BTreeMap<JobId, watch::Sender<Order>>>,
+}
+
+/// What the one who works on a job is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Order {
+    #[default]
+    GoOn,
+    /// End after rolling back.
+    Cancel,
+    /// End where it is; the next start of the vault goes on.
+    Pause,
+}
+
+impl Jobs {
+    /// Jobs with the machines of `provider`. Nothing is begun yet: see [`Jobs::resume`].
+    #[must_use]
+    pub fn new(
+        volumes: Arc<Volumes>,
+        provider: Arc<dyn Provider>,
+        clock: fn() -> Timestamp,
+        interruption: Arc<dyn Interruption>,
+    ) -> Arc<Self> {
+        let vault = Arc::clone(volumes.vault());
+        let (beginning, at_work) = (tokio::sync::Mutex::default(), Mutex::default());
+        Arc::new(Self { vault, volumes, provider, clock, interruption, beginning, at_work })
+    }
+
+    /// Goes on with all jobs that a former process has begun, and starts the machines again that
+    /// ended with this machine or its vault. A guest that has shut itself down stays off.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn resume(self: &Arc<Self>) -> Result<(), JobError> {
+        let under_way = self.vault.catalog().jobs_under_way().await?;
+        let has_job = |server| under_way.iter().any(|job| job.server == server);
+        for recovery in self.vault.catalog().recoveries().await? {
+            if !has_job(recovery.server) {
+                self.start_again(&recovery).await;
+            }
+        }
+        for job in under_way {
+            tracing::info!(job = %job.id, "goes on with a job of before the restart");
+            self.work_on(job);
+        }
+        Ok(())
+    }
+
+    async fn start_again(&self, recovery: &RecoveryRow) {
+        let result = match self.provider.status(recovery.machine).await {
+            Ok(MachineStatus::Off { why: OffReason::PoweredOff | OffReason::Ended { .. } }) => {
+                tracing::info!(machine = %recovery.machine, server = %recovery.server, "starts a machine again");
+                self.provider.start(&recovery.spec).await
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            tracing::error!(machine = %recovery.machine, server = %recovery.server, %error, "a machine was not started again");
+        }
+    }
+
+    /// Powers all machines off, for a vault that takes them along when it stops.
+    pub async fn power_off_all(&self) {
+        for machine in self.provider.machines().await.unwrap_or_default() {
+            if let Err(error) = self.provider.power_off(machine).await {
+                tracing::error!(%machine, %error, "a machine could not be powered off");
+            }
+        }
+    }
+
+    /// Begins a job, or joins the one that does the same already.
+    ///
+    /// # Errors
+    /// When there is no such server or point, it does not fit to what there is, or the catalog fails.
+    pub async fn begin(self: &Arc<Self>, server: ServerId, request: JobRequest) -> Result<JobRow, JobError> {
+        let _guard = self.beginning.lock().await;
+        let catalog = self.vault.catalog();
+        if let Some(job) = catalog.jobs_under_way().await?.into_iter().find(|job| job.server == server) {
+            if job.request == request && !job.cancel {
+                return Ok(job);
+            }
+            return Err(Conflict::JobUnderWay { job: job.id, doing: job.request.sentence() }.into());
+        }
+        let recovery = catalog.recovery(server).await?;
+        conflicts::check(&request, recovery.as_ref())?;
+        // Named now, so that a wrong name is refused at once and not by a failed job.
+        if let Some(text) = request.named_point() {
+            self.vault.find_point(server, text).await?;
+        }
+        let work = Work::new(self.vault.randomness(), recovery.as_ref())?;
+        let job = JobRow {
+            id: JobId::new(crate::random::number(self.vault.randomness()).map_err(VaultError::from)?),
+            server,
+            steps: request.steps().into_iter().map(crate::catalog::StepRow::new).collect(),
+            request,
+            work,
+            state: lifeboat_api::JobState::Running,
+            cancel: false,
+            begun: (self.clock)(),
+            ended: None,
+            message: None,
+            report: None,
+        };
+        catalog.insert_job(&job).await?;
+        tracing::info!(job = %job.id, %server, "{}", job.request.sentence());
+        self.work_on(job.clone());
+        Ok(job)
+    }
+
+    /// Ends a job and removes what it made. Asking again changes nothing.
+    ///
+    /// # Errors
+    /// When it has ended, or is past its point of no return.
+    pub async fn cancel(self: &Arc<Self>, job: JobId) -> Result<JobRow, JobError> {
+        let _guard = self.beginning.lock().await;
+        let mut row = self.row(job).await?;
+        conflicts::check_cancel(&row)?;
+        self.vault.catalog().set_cancel(job, true).await?;
+        row.cancel = true;
+        if let Some(order) = self.at_work().get(&job) {
+            order.send_replace(Order::Cancel);
+            return Ok(row);
+        }
+        // It had failed and stands where it is.
+        row.state = lifeboat_api::JobState::RollingBack;
+        row.ended = None;
+        self.vault.catalog().update_job(&row).await?;
+        self.work_on(row.clone());
+        Ok(row)
+    }
+
+    /// Goes on with a job that failed, from the step that failed.
+    ///
+    /// # Errors
+    /// When it has not failed, was rolled back, or another one works on its server.
+    pub async fn retry(self: &Arc<Self>, job: JobId) -> Result<JobRow, JobError> {
+        let _guard = self.beginning.lock().await;
+        let mut row = self.row(job).await?;
+        conflicts::check_retry(&row)?;
+        let newest = self.vault.catalog().jobs(Some(row.server), 1).await?;
+        if let Some(newer) = newest.into_iter().find(|newest| newest.id != job) {
+            return Err(Conflict::Overtaken { job, newer: newer.id }.into());
+        }
+        (row.state, row.ended, row.message) = (lifeboat_api::JobState::Running, None, None);
+        self.vault.catalog().update_job(&row).await?;
+        self.work_on(row.clone());
+        Ok(row)
+    }
+
+    /// Lets the work on all jobs end where it is, and waits for that.
+    pub async fn pause(&self) {
+        let senders: Vec<_> = self.at_work().values().cloned().collect();
+        for sender in senders {
+            sender.send_replace(Order::Pause);
+            sender.closed().await;
+        }
+    }
+
+    async fn row(&self, job: JobId) -> Result<JobRow, JobError> {
+        let row = self.vault.catalog().job(job).await?;
+        Ok(row.ok_or_else(|| crate::vault::unknown("job", &job.to_string(), Vec::new()))?)
+    }
+
+    fn at_work(&self) -> std::sync::MutexGuard<'_, BTreeMap<JobId, watch::Sender<Order>>> {
+        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,174 @@
+//! Which jobs fit to what there is. Pure.
+
+use lifeboat_api::{JobState, MachinePurpose, StepState};
+use lifeboat_model::JobId;
+
+use super::{JobRequest, Step};
+use crate::catalog::{JobRow, RecoveryRow};
+
+/// A job that does not fit to what there is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// Another job works on the server.
+    #[error(
+        "job {job}, {doing}, is under way for this server; wait for its end (`lifeboat job show {job}`), or \
+         cancel it"
+    )]
+    JobUnderWay {
+        /// The job.
+        job: JobId,
+        /// What it does.
+        doing: &'static str,
+    },
+    /// A drill's copy is there.
+    #[error(
+        "a drill of this server from point {point} is running; end it first with `lifeboat failover cleanup`"
+    )]
+    DrillRunning {
+        /// Its point.
+        point: lifeboat_model::PointId,
+    },
+    /// There is no drill.
+    #[error("there is no drill of this server, so there is nothing to clean up")]
+    NoDrill,
+    /// The server has failed over.
+    #[error(
+        "this server has failed over to point {point} and runs at the recovery site; {}",
+        if *committed {
+            "that is final"
+        } else {
+            "choose another point with `lifeboat failover change-point`, or make it final with `lifeboat failover commit`"
+        }
+    )]
+    FailedOver {
+        /// Its point.
+        point: lifeboat_model::PointId,
+        /// Whether it was committed.
+        committed: bool,
+    },
+    /// The server has not failed over.
+    #[error(
+        "this server has not failed over, so there is nothing to {0}; start with `lifeboat failover run`"
+    )]
+    NotFailedOver(&'static str),
+    /// The point of a change is not named.
+    #[error("the source has no part in a change of point any more: name a point, or `latest-processed`")]
+    LatestOfChange,
+    /// The job has ended.
+    #[error("job {job} has ended: it is {state}")]
+    Ended {
+        /// The job.
+        job: JobId,
+        /// How it ended.
+        state: &'static str,
+    },
+    /// The job is past its point of no return.
+    #[error(
+        "job {job} cannot be cancelled any more: it has begun to {step}, and going back would lose what came of it"
+    )]
+    NoReturn {
+        /// The job.
+        job: JobId,
+        /// The step.
+        step: &'static str,
+    },
+    /// The job has not failed.
+    #[error("job {job} is {state}; only a job that failed, and was not rolled back, is retried")]
+    NotFailed {
+        /// The job.
+        job: JobId,
+        /// How far it is.
+        state: &'static str,
+    },
+    /// Another job came after it.
+    #[error("job {job} cannot be retried: job {newer} came after it; begin a new one")]
+    Overtaken {
+        /// The job.
+        job: JobId,
+        /// The newer one.
+        newer: JobId,
+    },
+}
+
+impl Conflict {
+    /// A stable word for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::JobUnderWay { .. } => "job_under_way",
+            Self::DrillRunning { .. } => "drill_running",
+            Self::NoDrill => "no_drill",
+            Self::FailedOver { .. } => "failed_over",
+            Self::NotFailedOver(_) => "not_failed_over",
+            Self::LatestOfChange => "invalid",
+            Self::Ended { .. } => "job_ended",
+            Self::NoReturn { .. } => "no_return",
+            Self::NotFailed { .. } => "job_not_failed",
+            Self::Overtaken { .. } => "job_overtaken",
+        }
+    }
+}
+
+/// Judges a request by the machine that there is.
+pub(super) fn check(request: &JobRequest, recovery: Option<&RecoveryRow>) -> Result<(), Conflict> {
+    let committed = recovery.is_some_and(|recovery| recovery.committed.is_some());
+    let failed_over = |point| Conflict::FailedOver { point, committed };
+    match (request, recovery.map(|recovery| (recovery.purpose, recovery.point))) {
+        (JobRequest::ChangePoint { point }, _) if point == "latest" => Err(Conflict::LatestOfChange),
+        (JobRequest::Drill { .. } | JobRequest::Failover { .. }, Some((MachinePurpose::Drill, point))) => {
+            Err(Conflict::DrillRunning { point })
+        }
+        (JobRequest::Drill { .. } | JobRequest::Failover { .. }, None)
+        | (JobRequest::CleanUp { .. }, Some((MachinePurpose::Drill, _))) => Ok(()),
+        (JobRequest::CleanUp { .. }, None) => Err(Conflict::NoDrill),
+        (JobRequest::ChangePoint { .. } | JobRequest::Commit, Some((MachinePurpose::Failover, _)))
+            if !committed =>
+        {
+            Ok(())
+        }
+        (_, Some((MachinePurpose::Failover, point))) => Err(failed_over(point)),
+        (JobRequest::ChangePoint { .. }, _) => Err(Conflict::NotFailedOver("change")),
+        (JobRequest::Commit, _) => Err(Conflict::NotFailedOver("commit")),
+    }
+}
+
+/// Whether a job can be cancelled.
+pub(super) fn check_cancel(job: &JobRow) -> Result<(), Conflict> {
+    let stands =
+        job.state == JobState::Failed && job.steps.iter().any(|step| step.state == StepState::Failed);
+    if !stands && !matches!(job.state, JobState::Running | JobState::RollingBack) {
+        return Err(Conflict::Ended { job: job.id, state: state_word(job.state) });
+    }
+    match passed(job) {
+        Some(step) => Err(Conflict::NoReturn { job: job.id, step: step.name() }),
+        None => Ok(()),
+    }
+}
+
+/// The step of no return, if it is being done or is done. When it failed there is nothing of it.
+fn passed(job: &JobRow) -> Option<Step> {
+    let step = job.request.point_of_no_return()?;
+    let state = job.steps.iter().find(|row| row.step == step)?.state;
+    matches!(state, StepState::Running | StepState::Done).then_some(step)
+}
+
+/// Whether a job can be retried.
+pub(super) fn check_retry(job: &JobRow) -> Result<(), Conflict> {
+    let stands = job.steps.iter().any(|step| step.state == StepState::Failed);
+    if job.state == JobState::Failed && stands {
+        return Ok(());
+    }
+    let state =
+        if job.state == JobState::Failed { "failed and was rolled back" } else { state_word(job.state) };
+    Err(Conflict::NotFailed { job: job.id, state })
+}
+
+const fn state_word(state: JobState) -> &'static str {
+    match state {
+        JobState::Running => "running",
+        JobState::RollingBack => "being rolled back",
+        JobState::Done => "done",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+    }
+}

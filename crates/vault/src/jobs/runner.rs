@@ -1,0 +1,184 @@
+//! Working on a job: one step after the other, or back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lifeboat_api::{JobState, StepState};
+use lifeboat_wire::event::{Event, Severity};
+use tokio::sync::watch;
+
+use super::{JobError, Jobs, Order};
+use crate::catalog::JobRow;
+
+/// How long to wait until a catalog that failed is tried again.
+const CATALOG_RETRY: Duration = Duration::from_secs(5);
+
+impl Jobs {
+    /// Works on a job in a task of its own.
+    pub(super) fn work_on(self: &Arc<Self>, mut job: JobRow) {
+        let order = if job.cancel { Order::Cancel } else { Order::GoOn };
+        let (sender, receiver) = watch::channel(order);
+        self.at_work().insert(job.id, sender);
+        let jobs = Arc::clone(self);
+        tokio::spawn(async move {
+            // The job's state is in the catalog; without it nothing may be done.
+            while let Err(error) = jobs.work(&mut job, &receiver).await {
+                tracing::error!(job = %job.id, %error, "the job waits for the catalog");
+                tokio::time::sleep(CATALOG_RETRY).await;
+                if *receiver.borrow() == Order::Pause {
+                    break;
+                }
+            }
+            jobs.at_work().remove(&job.id);
+            jobs.vault.changed();
+        });
+    }
+
+    /// Goes on until the job has ended or is to pause. Fails only when its state cannot be stored.
+    async fn work(&self, job: &mut JobRow, order: &watch::Receiver<Order>) -> Result<(), JobError> {
+        loop {
+            let now = *order.borrow();
+            match (job.state, now) {
+                (_, Order::Pause) => return Ok(()),
+                (JobState::Running, Order::Cancel) => {
+                    job.cancel = true;
+                    job.state = JobState::RollingBack;
+                    self.store(job).await?;
+                }
+                (JobState::Running, Order::GoOn) => match next_step(job) {
+                    Some(number) => self.forward(job, number, order).await?,
+                    None => return self.end(job).await,
+                },
+                (JobState::RollingBack, _) => match last_begun(job) {
+                    Some(number) => self.back(job, number).await?,
+                    None => return self.end(job).await,
+                },
+                (JobState::Done | JobState::Failed | JobState::Cancelled, _) => return Ok(()),
+            }
+        }
+    }
+
+    async fn forward(
+        &self,
+        job: &mut JobRow,
+        number: usize,
+        order: &watch::Receiver<Order>,
+    ) -> Result<(), JobError> {
+        let step = job.steps[number].step;
+        let row = &mut job.steps[number];
+        (row.state, row.attempts) = (StepState::Running, row.attempts + 1);
+        (row.begun, row.ended, row.message) = (Some((self.clock)()), None, None);
+        self.store(job).await?;
+        tracing::debug!(job = %job.id, step = step.name(), "begins a step");
+        let result = match self.interruption.before(step) {
+            Ok(()) => self.run(step, job, order.clone()).await,
+            Err(error) => Err(error),
+        };
+        let result = result.and_then(|message| self.interruption.after(step).map(|()| message));
+        let row = &mut job.steps[number];
+        row.ended = Some((self.clock)());
+        match result {
+            Ok(message) => (row.state, row.message) = (StepState::Done, message),
+            // Paused, it is begun again by the next process; cancelled, it is undone like the others.
+            Err(JobError::Interrupted) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(job = %job.id, step = step.name(), %error, "a step failed");
+                (row.state, row.message) = (StepState::Failed, Some(error.to_string()));
+                job.message = Some(format!("Could not {}: {error}.", step.name()));
+                job.state = if job.request.rolls_back() { JobState::RollingBack } else { JobState::Failed };
+                if job.state == JobState::Failed {
+                    return self.end(job).await;
+                }
+            }
+        }
+        self.store(job).await
+    }
+
+    async fn back(&self, job: &mut JobRow, number: usize) -> Result<(), JobError> {
+        let step = job.steps[number].step;
+        tracing::debug!(job = %job.id, step = step.name(), "undoes a step");
+        match self.undo(step, job).await {
+            Ok(()) => job.steps[number].state = StepState::Undone,
+            Err(error) => {
+                // What is left must not be forgotten: it stands as failed, to be cancelled again.
+                tracing::error!(job = %job.id, step = step.name(), %error, "a step could not be undone");
+                job.steps[number].state = StepState::Failed;
+                job.steps[number].message = Some(error.to_string());
+                job.message = Some(format!(
+                    "Could not undo \"{}\": {error}; mend the cause, then run: lifeboat job cancel {}",
+                    step.name(),
+                    job.id
+                ));
+                job.state = JobState::Failed;
+                return self.end(job).await;
+            }
+        }
+        self.store(job).await
+    }
+
+    /// Notes how a job ended.
+    async fn end(&self, job: &mut JobRow) -> Result<(), JobError> {
+        let verdict = job.work.verdict.as_ref();
+        let is_down = matches!(job.request, super::JobRequest::Drill { .. })
+            && verdict.is_some_and(|verdict| !verdict.up);
+        job.state = match job.state {
+            JobState::Running if is_down => {
+                job.message = verdict.map(|verdict| verdict.sentence.clone());
+                JobState::Failed
+            }
+            JobState::Running => JobState::Done,
+            // What failed was rolled back: it failed, unless somebody wanted the end of it.
+            JobState::RollingBack if job.cancel => JobState::Cancelled,
+            JobState::RollingBack => JobState::Failed,
+            ended => ended,
+        };
+        job.ended = Some((self.clock)());
+        self.store(job).await?;
+        tracing::info!(job = %job.id, state = ?job.state, "a job has ended");
+        self.tell_end(job).await
+    }
+
+    async fn tell_end(&self, job: &JobRow) -> Result<(), JobError> {
+        let kind = serde_json::to_string(&job.request.kind()).unwrap_or_default();
+        let kind = kind.trim_matches('"').replace('-', "_");
+        let what = job.request.sentence();
+        let (severity, end, next_step) = match job.state {
+            JobState::Done => (Severity::Information, "done", String::new()),
+            JobState::Cancelled => (Severity::Information, "cancelled", String::new()),
+            _ => (
+                Severity::Critical,
+                "failed",
+                format!("See what it did with `lifeboat job show {}`.", job.id),
+            ),
+        };
+        let why = job.message.as_ref().map(|message| format!(" {message}")).unwrap_or_default();
+        self.vault
+            .note(Event {
+                time: (self.clock)(),
+                severity,
+                code: format!("{kind}_{end}"),
+                server: Some(job.server),
+                disk: None,
+                message: format!("Job {}, {what}, is {end}.{why}", job.id),
+                next_step,
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn store(&self, job: &JobRow) -> Result<(), JobError> {
+        self.vault.catalog().update_job(job).await?;
+        self.vault.changed();
+        Ok(())
+    }
+}
+
+/// The first step that is not done.
+fn next_step(job: &JobRow) -> Option<usize> {
+    job.steps.iter().position(|step| step.state != StepState::Done)
+}
+
+/// The last step of which there may be something.
+fn last_begun(job: &JobRow) -> Option<usize> {
+    job.steps.iter().rposition(|step| !matches!(step.state, StepState::Waiting | StepState::Undone))
+}

@@ -1,0 +1,352 @@
+//! What each step of a job does, and how it is undone. Every one can be done twice: what is there
+//! already is used, what is gone already is no error.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use jiff::Timestamp;
+use lifeboat_api::{DrillReport, MachinePurpose, RequestState, Target};
+use lifeboat_compute::{
+    Acceleration, Attachment, Capabilities, CopyIdentity, DiskAddress, Forward, MachineDisk, MachineSpec,
+    MachineStatus, Nic, Purpose,
+};
+use lifeboat_model::{MachineId, PointKind, VolumeId};
+use lifeboat_wire::agent::CommandKind;
+use tokio::sync::watch;
+
+use super::request::Verdict;
+use super::up::Probes;
+use super::{JobError, JobRequest, Jobs, Order, Step, views};
+use crate::catalog::{JobRow, RecoveryRow};
+use crate::error::VaultError;
+
+/// How long the source may take for its last point.
+const LAST_POINT_WITHIN: Duration = Duration::from_secs(30);
+/// Bytes of the console that a report has.
+const CONSOLE_BYTES: usize = 8 << 10;
+/// The port of an SSH server, which operators want to reach in a machine without a network.
+const SSH_PORT: u16 = 22;
+
+/// What happens around steps, for tests: crashes and failures at every moment.
+pub trait Interruption: Send + Sync {
+    /// Before a step does anything.
+    ///
+    /// # Errors
+    /// When the step is to fail.
+    fn before(&self, _: Step) -> Result<(), JobError> {
+        Ok(())
+    }
+
+    /// After a step has done all it does, before that is on record.
+    ///
+    /// # Errors
+    /// When the step is to fail.
+    fn after(&self, _: Step) -> Result<(), JobError> {
+        Ok(())
+    }
+}
+
+/// Nothing happens.
+impl Interruption for () {}
+
+impl Jobs {
+    /// Does a step; answers what is to be told of it.
+    pub(super) async fn run(
+        &self,
+        step: Step,
+        job: &mut JobRow,
+        order: watch::Receiver<Order>,
+    ) -> Result<Option<String>, JobError> {
+        match step {
+            Step::LastPoint => unless(order, self.last_point(job)).await,
+            Step::Fence => {
+                self.vault.fence(job.server, (self.clock)()).await?;
+                Ok(None)
+            }
+            Step::ChoosePoint => self.choose_point(job).await,
+            Step::OpenVolume => {
+                let point = point_of(job)?;
+                self.volumes.open_as(job.work.volume, job.server, point, (self.clock)()).await?;
+                Ok(None)
+            }
+            Step::RemoveFormerMachine => {
+                if let Some((machine, _)) = job.work.former {
+                    self.provider.remove(machine).await?;
+                }
+                Ok(None)
+            }
+            Step::StartMachine => self.start_machine(job).await,
+            Step::CloseFormerVolume => {
+                if let Some((machine, volume)) = job.work.former {
+                    self.forget(job, machine, volume).await?;
+                }
+                match &job.request {
+                    JobRequest::CleanUp { note } => Ok(note.clone()),
+                    _ => Ok(None),
+                }
+            }
+            Step::AwaitUp => unless(order, self.await_up(job)).await,
+            Step::Report => self.report(job).await,
+            Step::RemoveMachine => {
+                self.provider.remove(job.work.machine).await?;
+                Ok(None)
+            }
+            Step::CloseVolume => {
+                self.forget(job, job.work.machine, job.work.volume).await?;
+                Ok(None)
+            }
+            Step::Commit => self.commit(job).await,
+        }
+    }
+
+    /// Removes what a step has made.
+    pub(super) async fn undo(&self, step: Step, job: &JobRow) -> Result<(), JobError> {
+        match step {
+            Step::Fence => Ok(self.vault.unfence(job.server, (self.clock)()).await?),
+            Step::OpenVolume => self.forget(job, job.work.machine, job.work.volume).await,
+            Step::StartMachine => Ok(self.provider.remove(job.work.machine).await?),
+            Step::LastPoint
+            | Step::ChoosePoint
+            | Step::RemoveFormerMachine
+            | Step::CloseFormerVolume
+            | Step::AwaitUp
+            | Step::Report
+            | Step::RemoveMachine
+            | Step::CloseVolume
+            | Step::Commit => Ok(()),
+        }
+    }
+
+    /// The source may be gone: without its point the newest one that is stored has to do.
+    async fn last_point(&self, job: &JobRow) -> Result<Option<String>, JobError> {
+        let now = (self.clock)();
+        let without = |why: &str| Ok(Some(format!("{why}; the newest point that is stored is used")));
+        let state = self.vault.server(job.server, now).await?.state;
+        if state == lifeboat_api::Protection::Disconnected {
+            return without("the source does not answer");
+        }
+        let asked =
+            self.vault.ask(job.server, CommandKind::TakePoint { kind: PointKind::Crash }, now).await?;
+        let request = self.vault.request_within(&asked.id, LAST_POINT_WITHIN).await?;
+        match (request.state, request.point) {
+            (RequestState::Done, Some(point)) => Ok(Some(format!("the source has given point {point}"))),
+            (RequestState::Failed, _) => without(
+                request.message.as_deref().unwrap_or("the source could not take one").trim_end_matches('.'),
+            ),
+            _ => without(&format!("the source gave none within {} s", LAST_POINT_WITHIN.as_secs())),
+        }
+    }
+
+    async fn choose_point(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {
+        let point = match job.work.point {
+            Some((point, _)) => point,
+            None => {
+                let named = job.request.named_point().unwrap_or("latest");
+                self.vault.find_point(job.server, named).await?
+            }
+        };
+        let row = self.vault.catalog().point(point).await?;
+        let Some(row) = row else {
+            return Err(self.vault.no_such_point(job.server, &point.to_string()).await.into());
+        };
+        job.work.point = Some((point, row.time));
+        Ok(Some(format!("{}-consistent point {point} of {:.3}", row.kind, row.time)))
+    }
+
+    async fn start_machine(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {
+        let catalog = self.vault.catalog();
+        let capabilities = self.provider.capabilities().await?;
+        job.work.compute = described(&capabilities);
+        let begun = catalog.recovery(job.server).await?.filter(|row| row.machine == job.work.machine);
+        let spec = match begun {
+            Some(recovery) => recovery.spec,
+            None => self.spec(job).await?,
+        };
+        let (point, point_time) = job.work.point.ok_or_else(no_point)?;
+        // Its row first, so that it is known whatever happens.
+        let recovery = RecoveryRow {
+            server: job.server,
+            purpose: purpose(&job.request),
+            job: job.id,
+            machine: job.work.machine,
+            volume: job.work.volume,
+            point,
+            point_time,
+            begun: (self.clock)(),
+            committed: None,
+            spec: spec.clone(),
+        };
+        catalog.put_recovery(&recovery).await?;
+        self.provider.start(&spec).await?;
+        if let MachineStatus::Running { first_instruction, since, .. } = self.provider.status(spec.id).await?
+        {
+            job.work.first_instruction = Some(first_instruction.unwrap_or(since));
+        }
+        job.work.spec = Some(spec);
+        Ok(Some(job.work.compute.clone()))
+    }
+
+    /// The machine that a server becomes.
+    async fn spec(&self, job: &JobRow) -> Result<MachineSpec, JobError> {
+        let target = self.target(job).await?;
+        let server = self.vault.catalog().server(job.server).await?;
+        let name = server.map_or_else(|| job.server.to_string(), |server| server.name);
+        let (point, _) = job.work.point.ok_or_else(no_point)?;
+        let is_drill = purpose(&job.request) == MachinePurpose::Drill;
+        let attachment = match &target.bridge {
+            Some(bridge) if !is_drill => Attachment::Bridge { name: bridge.clone() },
+            _ => Attachment::Isolated { subnet: None, forwards: forwards(&Probes::ports(&target)) },
+        };
+        let disks = self.volumes.local_disks(job.work.volume).await?;
+        let disk = |local: crate::volumes::LocalDisk| MachineDisk {
+            number: local.disk,
+            source: DiskAddress::NbdUnix { socket: local.socket, export: local.export },
+            bytes: local.bytes,
+            bus: views::disk_bus(target.disk_bus),
+        };
+        Ok(MachineSpec {
+            id: job.work.machine,
+            name,
+            cpus: target.cpus,
+            memory_mib: target.memory_mib,
+            firmware: views::firmware(target.firmware),
+            disks: disks.into_iter().map(disk).collect(),
+            nics: vec![Nic {
+                mac: views::mac(&target, job.server)?,
+                model: views::nic_model(target.network_card),
+                attachment,
+            }],
+            identity: CopyIdentity {
+                vault: self.vault.id(),
+                server: job.server,
+                point,
+                purpose: if is_drill { Purpose::Drill } else { Purpose::Failover },
+            },
+        })
+    }
+
+    async fn target(&self, job: &JobRow) -> Result<Target, JobError> {
+        Ok(self.vault.catalog().target(job.server).await?.unwrap_or_default())
+    }
+
+    async fn await_up(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {
+        let target = self.target(job).await?;
+        let spec = job.work.spec.as_ref().ok_or_else(no_point)?;
+        let since = job.work.first_instruction.unwrap_or(job.begun);
+        let (provider, within) = (self.provider.as_ref(), target.up_within.duration());
+        let verdict = Probes::of(&target).until_up(provider, spec, since, within, self.clock).await?;
+        let (is_up, sentence) = (verdict.up, verdict.sentence.clone());
+        job.work.verdict = Some(verdict);
+        // A drill goes on to its report, which says so.
+        if is_up || purpose(&job.request) == MachinePurpose::Drill {
+            Ok(Some(sentence))
+        } else {
+            Err(JobError::NotUp(sentence.trim_end_matches('.').to_owned()))
+        }
+    }
+
+    async fn report(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {
+        let (point, point_time) = job.work.point.ok_or_else(no_point)?;
+        let kind = self.vault.catalog().point(point).await?.map_or(PointKind::Crash, |row| row.kind);
+        let console = self.provider.console(job.work.machine, 0).await?.text;
+        let cut = console.ceil_char_boundary(console.len().saturating_sub(CONSOLE_BYTES));
+        let screenshot = match self.provider.screenshot(job.work.machine).await {
+            Ok(png) => Some(base64::engine::general_purpose::STANDARD.encode(png)),
+            Err(error) => {
+                tracing::info!(job = %job.id, %error, "the report is without a screenshot");
+                None
+            }
+        };
+        let verdict = job.work.verdict.clone().unwrap_or(Verdict {
+            up: false,
+            sentence: "The machine was not waited for.".to_owned(),
+            probes: Vec::new(),
+            boot_ms: None,
+        });
+        let server_name = job.work.spec.as_ref().map(|spec| spec.name.clone()).unwrap_or_default();
+        job.report = Some(DrillReport {
+            server_name,
+            point,
+            point_time,
+            point_kind: kind,
+            point_age_ms: millis(point_time, job.begun),
+            up: verdict.up,
+            verdict: verdict.sentence,
+            probes: verdict.probes,
+            first_instruction_ms: job.work.first_instruction.map(|first| millis(job.begun, first)),
+            boot_ms: verdict.boot_ms,
+            compute: job.work.compute.clone(),
+            console: console[cut..].to_owned(),
+            screenshot,
+            previous: self.vault.last_drill(job.server, Some(job.id)).await?,
+        });
+        Ok(None)
+    }
+
+    async fn commit(&self, job: &JobRow) -> Result<Option<String>, JobError> {
+        let catalog = self.vault.catalog();
+        if let Some(mut recovery) = catalog.recovery(job.server).await? {
+            recovery.committed.get_or_insert((self.clock)());
+            catalog.put_recovery(&recovery).await?;
+        }
+        Ok(None)
+    }
+
+    /// Closes a machine's volume, and forgets the machine.
+    async fn forget(&self, job: &JobRow, machine: MachineId, volume: VolumeId) -> Result<(), JobError> {
+        self.volumes.close_as(volume).await?;
+        Ok(self.vault.catalog().remove_recovery(job.server, machine).await?)
+    }
+}
+
+/// What a future gives, unless the job is to do something else.
+async fn unless<T>(
+    mut order: watch::Receiver<Order>,
+    work: impl Future<Output = Result<T, JobError>>,
+) -> Result<T, JobError> {
+    tokio::select! {
+        result = work => result,
+        _ = order.wait_for(|order| *order != Order::GoOn) => Err(JobError::Interrupted),
+    }
+}
+
+fn purpose(request: &JobRequest) -> MachinePurpose {
+    match request {
+        JobRequest::Drill { .. } | JobRequest::CleanUp { .. } => MachinePurpose::Drill,
+        JobRequest::Failover { .. } | JobRequest::ChangePoint { .. } | JobRequest::Commit => {
+            MachinePurpose::Failover
+        }
+    }
+}
+
+fn point_of(job: &JobRow) -> Result<lifeboat_model::PointId, JobError> {
+    Ok(job.work.point.ok_or_else(no_point)?.0)
+}
+
+/// Only for a job whose record was altered: the step before has chosen it.
+fn no_point() -> VaultError {
+    VaultError::Invalid("the job's record has no point and no machine; begin a new job".to_owned())
+}
+
+fn millis(from: Timestamp, to: Timestamp) -> u64 {
+    u64::try_from(to.duration_since(from).as_millis()).unwrap_or(0)
+}
+
+fn described(capabilities: &Capabilities) -> String {
+    match &capabilities.acceleration {
+        Acceleration::Kvm => format!("{} with KVM", capabilities.version),
+        Acceleration::Tcg { why_not_kvm } => format!(
+            "{} in emulation, five to twenty times slower than the source, because KVM cannot be used: {why_not_kvm}",
+            capabilities.version
+        ),
+    }
+}
+
+/// The ports of a machine without a network that are reached from this machine, each at any port.
+fn forwards(ports: &[u16]) -> Vec<Forward> {
+    let mut ports = ports.to_vec();
+    if !ports.contains(&SSH_PORT) {
+        ports.push(SSH_PORT);
+    }
+    ports.into_iter().map(|guest_port| Forward { host_port: 0, guest_port }).collect()
+}

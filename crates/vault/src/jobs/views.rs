@@ -1,0 +1,276 @@
+//! Jobs and machines as operators see them, and what they set in the words of the provider.
+
+use lifeboat_api as api;
+use lifeboat_compute::{ConsoleText, DiskBus, Firmware, Forward, MacAddress, MachineStatus, NicModel};
+use lifeboat_model::{JobId, ServerId};
+
+use super::{JobError, Jobs};
+use crate::catalog::{JobRow, RecoveryRow};
+use crate::error::{LookupError, VaultError};
+use crate::vault::{Vault, unknown};
+
+/// Bounds of what an operator can set.
+const CPUS_MAX: u32 = 1024;
+const MEMORY_MIB: std::ops::RangeInclusive<u64> = 64..=64 << 20;
+const PROBES_MAX: usize = 32;
+const DAY_SECONDS: u64 = 86_400;
+
+impl Jobs {
+    /// The job that an operator means: by its id or a unique beginning of it.
+    ///
+    /// # Errors
+    /// When there is none or more than one, or the catalog fails.
+    pub async fn find_job(&self, text: &str) -> Result<JobId, JobError> {
+        let matching = match text {
+            "" => Vec::new(),
+            beginning => self.vault.catalog().jobs_beginning(beginning).await?,
+        };
+        match matching.as_slice() {
+            [job] => Ok(*job),
+            [] => Err(unknown("job", text, Vec::new()).into()),
+            several => {
+                let matching = several.iter().map(ToString::to_string).collect();
+                let error = LookupError::Ambiguous { what: "job", text: text.to_owned(), matching };
+                Err(VaultError::from(error).into())
+            }
+        }
+    }
+
+    /// A job.
+    ///
+    /// # Errors
+    /// When there is none, or the catalog fails.
+    pub async fn job(&self, job: JobId) -> Result<api::Job, JobError> {
+        let row = self.row(job).await?;
+        self.view(row).await
+    }
+
+    /// The newest jobs, newest first.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn list(&self, server: Option<ServerId>, limit: u32) -> Result<Vec<api::Job>, JobError> {
+        let mut jobs = Vec::new();
+        for row in self.vault.catalog().jobs(server, limit).await? {
+            jobs.push(self.view(row).await?);
+        }
+        Ok(jobs)
+    }
+
+    /// As [`Jobs::job`], but waits up to `wait` for its end.
+    ///
+    /// # Errors
+    /// When there is no such job, or the catalog fails.
+    pub async fn job_within(&self, job: JobId, wait: std::time::Duration) -> Result<api::Job, JobError> {
+        let mut changes = self.vault.changes();
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            changes.mark_unchanged();
+            let view = self.job(job).await?;
+            let is_under_way = matches!(view.state, api::JobState::Running | api::JobState::RollingBack);
+            if !is_under_way
+                || !matches!(tokio::time::timeout_at(deadline, changes.changed()).await, Ok(Ok(())))
+            {
+                return Ok(view);
+            }
+        }
+    }
+
+    /// A job as an operator sees it.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn view(&self, row: JobRow) -> Result<api::Job, JobError> {
+        let step = |row: crate::catalog::StepRow| api::JobStep {
+            name: row.step.name().to_owned(),
+            state: row.state,
+            attempts: row.attempts,
+            begun: row.begun,
+            ended: row.ended,
+            message: row.message,
+        };
+        Ok(api::Job {
+            id: row.id,
+            server: row.server,
+            server_name: self.server_name(row.server).await?,
+            kind: row.request.kind(),
+            state: row.state,
+            begun: row.begun,
+            ended: row.ended,
+            message: row.message,
+            point: row.work.point.map(|(point, _)| point),
+            steps: row.steps.into_iter().map(step).collect(),
+            report: row.report,
+        })
+    }
+
+    /// Every machine, the oldest first.
+    ///
+    /// # Errors
+    /// When catalog or provider fail.
+    pub async fn machines(&self) -> Result<Vec<api::Machine>, JobError> {
+        let mut machines = Vec::new();
+        for row in self.vault.catalog().recoveries().await? {
+            machines.push(self.machine_of(row).await?);
+        }
+        Ok(machines)
+    }
+
+    /// A server's machine.
+    ///
+    /// # Errors
+    /// When there is none, or catalog or provider fail.
+    pub async fn machine(&self, server: ServerId) -> Result<api::Machine, JobError> {
+        let row = self.recovery(server).await?;
+        self.machine_of(row).await
+    }
+
+    /// What a server's machine has written to its serial console, from an offset in bytes.
+    ///
+    /// # Errors
+    /// When there is no machine, or catalog or provider fail.
+    pub async fn console(&self, server: ServerId, from: u64) -> Result<api::Console, JobError> {
+        let row = self.recovery(server).await?;
+        let ConsoleText { next, text, .. } = self.provider.console(row.machine, from).await?;
+        Ok(api::Console { next, text })
+    }
+
+    /// The screen of a server's machine, as PNG.
+    ///
+    /// # Errors
+    /// When there is no machine or it does not run, or catalog or provider fail.
+    pub async fn screenshot(&self, server: ServerId) -> Result<Vec<u8>, JobError> {
+        let row = self.recovery(server).await?;
+        Ok(self.provider.screenshot(row.machine).await?)
+    }
+
+    /// How a server's machine is to look.
+    ///
+    /// # Errors
+    /// When there is no such server, or the catalog fails.
+    pub async fn target_of(&self, server: ServerId) -> Result<api::Target, JobError> {
+        self.server_name(server).await?;
+        Ok(self.vault.catalog().target(server).await?.unwrap_or_default())
+    }
+
+    /// Sets how a server's machine is to look the next time it is started.
+    ///
+    /// # Errors
+    /// When it cannot be meant, there is no such server, or the catalog fails.
+    pub async fn set_target(&self, server: ServerId, target: &api::Target) -> Result<(), JobError> {
+        self.server_name(server).await?;
+        check_target(target, server)?;
+        Ok(self.vault.catalog().put_target(server, target).await?)
+    }
+
+    async fn recovery(&self, server: ServerId) -> Result<RecoveryRow, JobError> {
+        let row = self.vault.catalog().recovery(server).await?;
+        let missing = || {
+            let name = server.to_string();
+            VaultError::Lookup(LookupError::Unknown {
+                what: "machine of server",
+                text: name,
+                known: Vec::new(),
+            })
+        };
+        Ok(row.ok_or_else(missing)?)
+    }
+
+    async fn machine_of(&self, row: RecoveryRow) -> Result<api::Machine, JobError> {
+        let (state, reason, forwards) = match self.provider.status(row.machine).await? {
+            MachineStatus::Running { halted, forwards, .. } => (api::MachineState::Running, halted, forwards),
+            MachineStatus::Off { why } => (api::MachineState::Off, Some(why.to_string()), Vec::new()),
+            MachineStatus::Absent => (api::MachineState::Absent, None, Vec::new()),
+        };
+        let forward = |forward: Forward| api::Forward { port: forward.host_port, to: forward.guest_port };
+        Ok(api::Machine {
+            id: row.machine,
+            server: row.server,
+            server_name: self.server_name(row.server).await?,
+            purpose: row.purpose,
+            state,
+            reason,
+            point: row.point,
+            point_time: row.point_time,
+            volume: row.volume,
+            job: row.job,
+            begun: row.begun,
+            committed: row.committed,
+            cpus: row.spec.cpus,
+            memory_mib: row.spec.memory_mib,
+            forwards: forwards.into_iter().map(forward).collect(),
+        })
+    }
+
+    async fn server_name(&self, server: ServerId) -> Result<String, JobError> {
+        let row = self.vault.catalog().server(server).await?;
+        Ok(row.ok_or_else(|| unknown("server", &server.to_string(), Vec::new()))?.name)
+    }
+}
+
+fn check_target(target: &api::Target, server: ServerId) -> Result<(), VaultError> {
+    let refused = |why: String| Err(VaultError::Invalid(why));
+    if target.cpus == 0 || target.cpus > CPUS_MAX {
+        return refused(format!("a machine has 1 to {CPUS_MAX} virtual processors, not {}", target.cpus));
+    }
+    if !MEMORY_MIB.contains(&target.memory_mib) {
+        return refused(format!("a machine has at least {} MiB of memory", MEMORY_MIB.start()));
+    }
+    let seconds = target.up_within.duration().as_secs();
+    if seconds == 0 || seconds > DAY_SECONDS {
+        return refused(format!("a machine comes up within 1s to 1d, not {}", target.up_within));
+    }
+    if target.probes.len() > PROBES_MAX {
+        return refused(format!("at most {PROBES_MAX} probes decide whether a machine is up"));
+    }
+    if target.bridge.as_ref().is_some_and(|bridge| bridge.is_empty() || bridge.len() > 15) {
+        return refused("the name of a bridge has 1 to 15 characters".to_owned());
+    }
+    mac(target, server).map(drop)
+}
+
+/// The address of a server's network card: the one that was set, or one that stays the same.
+pub(super) fn mac(target: &api::Target, server: ServerId) -> Result<MacAddress, VaultError> {
+    match &target.mac {
+        Some(text) => text.parse().map_err(|error| VaultError::Invalid(format!("{error}"))),
+        // The same at every start, so that the guest knows its card again.
+        None => Ok(MacAddress::local(server.number())),
+    }
+}
+
+pub(super) const fn disk_bus(bus: api::DiskBus) -> DiskBus {
+    match bus {
+        api::DiskBus::Virtio => DiskBus::Virtio,
+        api::DiskBus::Sata => DiskBus::Sata,
+        api::DiskBus::Nvme => DiskBus::Nvme,
+    }
+}
+
+pub(super) const fn firmware(firmware: api::Firmware) -> Firmware {
+    match firmware {
+        api::Firmware::Bios => Firmware::Bios,
+        api::Firmware::Uefi => Firmware::Uefi,
+    }
+}
+
+pub(super) const fn nic_model(card: api::NetworkCard) -> NicModel {
+    match card {
+        api::NetworkCard::Virtio => NicModel::Virtio,
+        api::NetworkCard::E1000e => NicModel::E1000e,
+    }
+}
+
+impl Vault {
+    /// The last drill of a server that came to a report, but for the job `but`.
+    pub(crate) async fn last_drill(
+        &self,
+        server: ServerId,
+        but: Option<JobId>,
+    ) -> Result<Option<api::PreviousDrill>, VaultError> {
+        let job = self.catalog.newest_report(server, but).await?;
+        Ok(job.and_then(|job| {
+            let report = job.report?;
+            Some(api::PreviousDrill { job: job.id, begun: job.begun, up: report.up, boot_ms: report.boot_ms })
+        }))
+    }
+}

@@ -1,0 +1,11 @@
+//! Jobs with real machines: guests of one boot sector in QEMU, from points of a real vault.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+mod failing;
+mod fencing;
+mod life;
+mod site;
+#[allow(dead_code, reason = "shared with the tests of the vault")]
+#[path = "../vault/support.rs"]
+mod support;

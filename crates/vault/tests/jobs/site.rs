@@ -1,0 +1,271 @@
+//! A vault with a server whose points boot, its volumes, its machines and its jobs.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lifeboat_api::{Job, JobState, Probe, Target};
+use lifeboat_compute::{Provider, QemuProvider, QemuSettings};
+use lifeboat_model::{PointId, Span};
+use lifeboat_vault::jobs::{Interruption, JobError, JobRequest, Jobs, Step};
+use lifeboat_vault::{NbdSettings, Store, Vault, Volumes};
+use rustls::ServerConfig;
+use tempfile::TempDir;
+
+use crate::support::{Counted, Files, PROCESS_SERVER, SERVER, at, describe, register, send};
+use lifeboat_wire::process_server::GrantRequest;
+
+/// How long a job may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub struct Site {
+    pub dir: TempDir,
+    pub vault: Arc<Vault>,
+    pub volumes: Arc<Volumes>,
+    pub provider: Arc<QemuProvider>,
+    pub jobs: Arc<Jobs>,
+}
+
+impl Site {
+    /// A site with two points, whose guests say `first` and `second` and then offer a login.
+    pub async fn new() -> Self {
+        Self::with(Arc::new(())).await
+    }
+
+    pub async fn with(interruption: Arc<dyn Interruption>) -> Self {
+        let dir = tempfile::Builder::new().prefix("lb").tempdir().unwrap();
+        let vault = Vault::create(&dir.path().join("state"), None, Counted::from(1), at(0)).await.unwrap();
+        register(&vault, SERVER, "db1", 0).await;
+        for (epoch, word) in [(1, "first"), (2, "second")] {
+            commit_guest(&vault, epoch, &format!("{word} login: ")).await;
+        }
+        let site = Self::open(dir, Arc::new(vault), interruption).await;
+        site.jobs.set_target(SERVER, &target("login: ")).await.unwrap();
+        site
+    }
+
+    async fn open(dir: TempDir, vault: Arc<Vault>, interruption: Arc<dyn Interruption>) -> Self {
+        let settings = NbdSettings { socket_directory: dir.path().join("nbd"), ..NbdSettings::default() };
+        let provider = crypto();
+        let tls = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(NoCertificate));
+        let volumes = Arc::new(Volumes::start(Arc::clone(&vault), &settings, Arc::new(tls)).await.unwrap());
+        let machines = QemuSettings::new(dir.path().join("machines"));
+        let provider = Arc::new(QemuProvider::open(machines).await.unwrap());
+        let jobs = Jobs::new(Arc::clone(&volumes), provider.clone(), Timestamp::now, interruption);
+        Self { dir, vault, volumes, provider, jobs }
+    }
+
+    /// Stops the vault where it is, and starts it again.
+    pub async fn restart(self, interruption: Arc<dyn Interruption>) -> Self {
+        let Self { dir, vault, volumes, provider, jobs } = self;
+        jobs.pause().await;
+        volumes.stop().await;
+        vault.close().await;
+        drop((jobs, volumes, provider, vault));
+        let state = dir.path().join("state");
+        let vault = loop {
+            // Tasks that have just ended may hold the state directory for a moment.
+            match Vault::open(&state, None::<Store>, Counted::from(1000), at(1000)).await {
+                Ok(vault) => break vault,
+                Err(error) if error.to_string().contains("uses") => {
+                    tokio::time::sleep(Duration::from_millis(50)).await
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
+        Self::open(dir, Arc::new(vault), interruption).await
+    }
+
+    /// The ids of the points, oldest first.
+    pub async fn points(&self) -> Vec<PointId> {
+        crate::support::listed(&self.vault, SERVER).await
+    }
+
+    pub async fn begin(&self, request: JobRequest) -> Result<Job, JobError> {
+        let row = self.jobs.begin(SERVER, request).await?;
+        self.jobs.view(row).await
+    }
+
+    /// Begins a job and waits for its end.
+    pub async fn run(&self, request: JobRequest) -> Job {
+        let job = self.begin(request).await.unwrap();
+        self.end_of(&job).await
+    }
+
+    pub async fn end_of(&self, job: &Job) -> Job {
+        let ended = self.jobs.job_within(job.id, PATIENCE).await.unwrap();
+        let is_under_way = matches!(ended.state, JobState::Running | JobState::RollingBack);
+        assert!(!is_under_way, "the job did not end: {ended:#?}");
+        ended
+    }
+
+    /// Waits until a step is being done.
+    pub async fn until_step(&self, job: &Job, step: Step) {
+        let begun = std::time::Instant::now();
+        loop {
+            let job = self.jobs.job(job.id).await.unwrap();
+            let row = job.steps.iter().find(|row| row.name == step.name()).unwrap();
+            if row.state != lifeboat_api::StepState::Waiting {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{job:#?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// What the server's machine has written to its console.
+    pub async fn console(&self) -> String {
+        self.jobs.console(SERVER, 0).await.unwrap().text
+    }
+
+    /// Nothing is left of any machine: no process, file, volume or row.
+    pub async fn assert_nothing_left(&self) {
+        assert_eq!(self.provider.machines().await.unwrap(), []);
+        assert_eq!(self.volumes.list().await.unwrap(), []);
+        assert_eq!(self.vault.catalog().recoveries().await.unwrap(), []);
+        let overlays = std::fs::read_dir(self.dir.path().join("state/volumes"));
+        let left: Vec<_> = overlays.into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "{left:?}");
+        let place = self.dir.path().display().to_string();
+        let processes: Vec<_> = command_lines().filter(|line| line.contains(&place)).collect();
+        assert!(processes.is_empty(), "{processes:?}");
+    }
+
+    pub async fn provider_machines(&self) -> usize {
+        self.provider.machines().await.unwrap().len()
+    }
+
+    /// Ends what a test leaves running.
+    pub async fn end(self) {
+        self.jobs.pause().await;
+        for machine in self.provider.machines().await.unwrap() {
+            self.provider.remove(machine).await.unwrap();
+        }
+        self.volumes.stop().await;
+    }
+}
+
+/// How the machine is to look: small, and up when its console shows a text.
+pub fn target(text: &str) -> Target {
+    Target {
+        cpus: 1,
+        memory_mib: 64,
+        probes: vec![Probe::Console { text: text.to_owned() }],
+        up_within: Span::seconds(100),
+        ..Target::default()
+    }
+}
+
+pub fn drill(keep: bool) -> JobRequest {
+    JobRequest::Drill { point: "latest".to_owned(), keep }
+}
+
+pub fn failover(point: &str) -> JobRequest {
+    JobRequest::Failover { point: point.to_owned() }
+}
+
+/// The kinds of steps that something happened to, and what is to happen to the others.
+pub struct Once {
+    /// What happens to a step, the first time.
+    what: fn(Step) -> Option<JobError>,
+    /// Before or after the step.
+    after: bool,
+    hit: Mutex<Vec<Step>>,
+}
+
+impl Once {
+    pub fn new(after: bool, what: fn(Step) -> Option<JobError>) -> Arc<Self> {
+        Arc::new(Self { what, after, hit: Mutex::default() })
+    }
+
+    pub fn hit(&self) -> Vec<Step> {
+        self.hit.lock().unwrap().clone()
+    }
+
+    fn happen(&self, step: Step) -> Result<(), JobError> {
+        let mut hit = self.hit.lock().unwrap();
+        if hit.contains(&step) {
+            return Ok(());
+        }
+        match (self.what)(step) {
+            Some(error) => {
+                hit.push(step);
+                Err(error)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Interruption for Once {
+    fn before(&self, step: Step) -> Result<(), JobError> {
+        if self.after { Ok(()) } else { self.happen(step) }
+    }
+
+    fn after(&self, step: Step) -> Result<(), JobError> {
+        if self.after { self.happen(step) } else { Ok(()) }
+    }
+}
+
+/// Commits a point whose first disk boots and writes `text` to its serial port.
+async fn commit_guest(vault: &Vault, epoch: u64, text: &str) {
+    let files = Files::counted();
+    let mut block = boot_sector(text);
+    block.resize(4096, 0);
+    let content = files.with_frames(SERVER, 0, epoch, 0, &[block]);
+    let file = describe(0, epoch, 0, &content);
+    let grant = vault
+        .grant(PROCESS_SERVER, &GrantRequest { server: SERVER, file: file.clone() }, at(2))
+        .await
+        .unwrap();
+    send(vault, &grant.url, &[content]).await.unwrap();
+    let seconds = i64::try_from(epoch * 10).unwrap();
+    let mut commit = files.commit(SERVER, seconds, &[(0, epoch, 1)]);
+    commit.files = vec![file];
+    vault.commit_point(PROCESS_SERVER, &commit, at(seconds + 1)).await.unwrap();
+}
+
+/// A boot sector of 512 bytes that writes a text to the first serial port and halts.
+fn boot_sector(text: &str) -> Vec<u8> {
+    let mut sector = vec![
+        0x31, 0xc0, // xor ax, ax
+        0x8e, 0xd8, // mov ds, ax
+        0xbe, 0x15, 0x7c, // mov si, text
+        0xac, // next: lodsb
+        0x08, 0xc0, // or al, al
+        0x74, 0x06, // jz end
+        0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xee, // out dx, al
+        0xeb, 0xf5, // jmp next
+        0xf4, // end: hlt
+        0xeb, 0xfd, // jmp end
+    ];
+    sector.extend_from_slice(text.as_bytes());
+    sector.resize(510, 0);
+    sector.extend_from_slice(&[0x55, 0xaa]);
+    sector
+}
+
+fn command_lines() -> impl Iterator<Item = String> {
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+}
+
+fn crypto() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Nobody connects over TLS here.
+#[derive(Debug)]
+struct NoCertificate;
+
+impl rustls::server::ResolvesServerCert for NoCertificate {
+    fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+}

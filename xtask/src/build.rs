@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::{process, root};
+use crate::{Outcome, process, root};
 
 /// Where the programs are.
 pub struct Programs {
@@ -24,23 +24,42 @@ pub fn release() -> Result<Programs, String> {
 /// what the two share.
 pub fn shipped() -> Result<Programs, String> {
     process::run("cargo", ["build", "--release", "--package", "lifeboat"])?;
-    // A target is named so that the flag reaches the agent's crates only, not build scripts and macros.
-    process::finish(
-        Command::new("cargo")
-            .args(["build", "--release", "--package", "lifeboat-agent", "--target", TARGET])
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .current_dir(root()),
-    )?;
+    static_agent_with(&["--release"])?;
     Ok(Programs {
         lifeboat: target_dir().join("release/lifeboat"),
         agent: target_dir().join(TARGET).join("release/lifeboat-agent"),
     })
 }
 
+/// Builds the agent as one static file, without optimisation, for the tests on other machines.
+pub fn static_agent() -> Outcome {
+    static_agent_with(&[])
+}
+
+fn static_agent_with(words: &[&str]) -> Outcome {
+    // A target is named so that the flag reaches the agent's crates only, not build scripts and macros.
+    process::finish(
+        Command::new("cargo")
+            .args(["build", "--package", "lifeboat-agent", "--target", TARGET])
+            .args(words)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .current_dir(root()),
+    )
+}
+
 /// Builds the benchmarks' program, which runs those two.
 pub fn bench() -> Result<PathBuf, String> {
-    process::run("cargo", ["build", "--release", "--package", "lifeboat-proof", "--bin", "lifeboat-bench"])?;
-    Ok(target_dir().join("release/lifeboat-bench"))
+    proof("lifeboat-bench")
+}
+
+/// Builds the program of the demonstration server in a machine of its own.
+pub fn demonstration() -> Result<PathBuf, String> {
+    proof("lifeboat-demonstration")
+}
+
+fn proof(name: &str) -> Result<PathBuf, String> {
+    process::run("cargo", ["build", "--release", "--package", "lifeboat-proof", "--bin", name])?;
+    Ok(target_dir().join("release").join(name))
 }
 
 /// Where cargo puts what it builds.

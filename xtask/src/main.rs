@@ -68,6 +68,7 @@ fn test(arguments: &[String]) -> Outcome {
     packages::need_root("the tests attach loop devices and load eBPF programs")?;
     // The end-to-end tests run the real programs, which `cargo test` alone does not always build.
     process::run("cargo", ["build", "--workspace", "--bins"])?;
+    build::static_agent()?;
     let mut words = vec!["test".to_owned(), "--workspace".to_owned()];
     words.extend_from_slice(arguments);
     process::run("cargo", words)

@@ -11,6 +11,20 @@ pub const BUILD: &[&str] = &["build-essential"];
 pub const DEMONSTRATION: &[&str] =
     &["build-essential", "postgresql-15", "e2fsprogs", "qemu-utils", "libnbd-bin"];
 
+/// For the demonstration server in a virtual machine.
+pub const MACHINE: &[&str] = &[
+    "build-essential",
+    "qemu-utils",
+    "libnbd-bin",
+    "debootstrap",
+    "qemu-system-x86",
+    "grub-pc-bin",
+    "grub-common",
+    "e2fsprogs",
+    "fdisk",
+    "openssh-client",
+];
+
 /// Everything, for the tests.
 pub const ALL: &[&str] = &[
     "build-essential",
@@ -29,6 +43,17 @@ pub const ALL: &[&str] = &[
     "fuse3",
     "fio",
     "iproute2",
+    // Servers in virtual machines.
+    "debootstrap",
+    "qemu-system-x86",
+    "ovmf",
+    "grub-common",
+    "grub-pc-bin",
+    "grub-efi-amd64-bin",
+    "fdisk",
+    "dosfstools",
+    "mtools",
+    "openssh-client",
 ];
 
 /// What Lifeboat is measured against.

@@ -1,4 +1,5 @@
-//! `cargo xtask up`: a trial site, with a demonstration server unless disks are named.
+//! `cargo xtask up`: a trial site, with a demonstration server unless disks are named: loop disks of
+//! this machine, or a machine of its own.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,6 +16,9 @@ pub struct Options {
     /// A disk to protect; without one a demonstration server is made. Repeatable.
     #[arg(long = "disk", value_name = "DEVICE")]
     disks: Vec<PathBuf>,
+    /// The demonstration server is a real Debian server in a virtual machine, with the agent inside.
+    #[arg(long, conflicts_with = "disks")]
+    machine: bool,
     /// Where the site keeps its state.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -28,18 +32,14 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Outcome {
     packages::need_root("tracking disks with eBPF")?;
+    if options.machine {
+        return with_machine(options);
+    }
     let wanted = if options.disks.is_empty() { packages::DEMONSTRATION } else { packages::BUILD };
     packages::install(wanted)?;
     let programs = build::release()?;
-    let dir = options.dir.clone().unwrap_or_else(|| root().join("trial"));
-    std::fs::create_dir_all(&dir).map_err(|error| format!("cannot create {}: {error}", dir.display()))?;
-    // Ctrl-C reaches the whole process group. The trial stops the roles; this process waits for it
-    // and then takes the demonstration down, so it must outlive the signal.
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))
-            .map_err(|error| format!("cannot handle signals: {error}"))?;
-    }
+    let dir = make_dir(options, "trial")?;
+    outlive_interrupts()?;
     let demonstration =
         if options.disks.is_empty() { Some(Demonstration::start(&dir.join("demonstration"))?) } else { None };
     let disks = demonstration.as_ref().map_or(options.disks.clone(), Demonstration::disks);
@@ -55,4 +55,36 @@ pub fn run(options: &Options) -> Outcome {
     let outcome = process::finish(&mut trial);
     drop(demonstration);
     outcome
+}
+
+/// The demonstration's program runs the machine and the trial.
+fn with_machine(options: &Options) -> Outcome {
+    packages::install(packages::MACHINE)?;
+    let programs = build::shipped()?;
+    let demonstration = build::demonstration()?;
+    let dir = make_dir(options, "trial/machine")?;
+    outlive_interrupts()?;
+    let mut command = Command::new(demonstration);
+    command.arg("--dir").arg(dir).arg("--interval").arg(&options.interval);
+    if options.no_ui {
+        command.arg("--no-ui");
+    }
+    process::finish(command.env("LIFEBOAT_AGENT", programs.agent))
+}
+
+fn make_dir(options: &Options, default: &str) -> Result<PathBuf, String> {
+    let dir = options.dir.clone().unwrap_or_else(|| root().join(default));
+    std::fs::create_dir_all(&dir).map_err(|error| format!("cannot create {}: {error}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Ctrl-C reaches the whole process group. The trial stops the roles; this process waits for it and
+/// then takes the demonstration down, so it must outlive the signal.
+fn outlive_interrupts() -> Outcome {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))
+            .map_err(|error| format!("cannot handle signals: {error}"))?;
+    }
+    Ok(())
 }

@@ -4,18 +4,29 @@
 
 mod boot_sector;
 mod disk;
+mod installation;
 mod machine;
 mod mount;
+mod numbered_commits;
 mod postgresql;
+mod qmp;
 mod random;
 mod separate;
+mod server_disk;
 mod site;
+mod ssh;
+mod virtual_machine;
 
 pub use boot_sector::boot_sector;
 pub use disk::{LoopDisk, assert_same, content};
-pub use machine::{PATIENCE, Programs, run, scratch, wait_for};
+pub use installation::install_agent;
+pub use machine::{PATIENCE, Programs, run, scratch, wait_for, wait_within};
 pub use mount::{Mount, NbdDisk, reachable_dir};
+pub use numbered_commits::{Acknowledged, NumberedCommits};
 pub use postgresql::PostgreSql;
 pub use random::Random;
 pub use separate::{Cable, SeparateMachines};
+pub use server_disk::{DiskLayout, ServerDisk};
 pub use site::Site;
+pub use ssh::Ssh;
+pub use virtual_machine::{HOST_ADDRESS, MACHINE_DISK, Reach, VirtualMachine};

@@ -31,6 +31,19 @@ impl Programs {
         let agent = std::env::var_os("LIFEBOAT_AGENT").map(PathBuf::from);
         Self { lifeboat: place("lifeboat"), agent: agent.unwrap_or_else(|| place("lifeboat-agent")) }
     }
+
+    /// The agent as one static file, as it is shipped and goes to other machines.
+    ///
+    /// # Panics
+    /// When it is not built.
+    pub fn static_agent() -> PathBuf {
+        let lifeboat = Self::find().lifeboat;
+        let profile = lifeboat.parent().unwrap();
+        let target = profile.with_file_name("x86_64-unknown-linux-gnu");
+        let agent = target.join(profile.file_name().unwrap()).join("lifeboat-agent");
+        assert!(agent.exists(), "there is no {}: cargo xtask test builds it", agent.display());
+        agent
+    }
 }
 
 /// A directory on a real file system: direct reads do not work on tmpfs.
@@ -59,13 +72,18 @@ pub fn run<S: AsRef<OsStr>>(program: &str, words: impl IntoIterator<Item = S>) -
 }
 
 /// Asks again and again until there is an answer.
-pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    wait_within(PATIENCE, what, ask)
+}
+
+/// As [`wait_for`], for what may take longer or must not take so long.
+pub fn wait_within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(begun.elapsed() < PATIENCE, "waited {} s for {what}", PATIENCE.as_secs());
+        assert!(begun.elapsed() < limit, "waited {} s for {what}", limit.as_secs());
         std::thread::sleep(Duration::from_millis(100));
     }
 }

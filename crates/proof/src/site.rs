@@ -15,6 +15,8 @@ pub struct Site {
     pub dir: PathBuf,
     trial: Option<Child>,
     disks: Vec<PathBuf>,
+    /// By what the agent's machine reaches this one, when the agent is not here.
+    remote_agent: Option<String>,
     interval: String,
     _home: TempDir,
 }
@@ -27,11 +29,28 @@ impl Site {
 
     /// As [`Self::start`], with all state of the site in a directory of `place`.
     pub fn start_in(place: &Path, disks: &[&LoopDisk], interval: &str) -> Self {
+        let disks = disks.iter().map(|disk| disk.device.clone()).collect();
+        Self::start_with(place, disks, None, interval)
+    }
+
+    /// Starts a trial for an agent that will be installed on another machine, which reaches this one
+    /// at `host` and has `disk`.
+    pub fn start_for_remote_agent(host: &str, disk: &str, interval: &str) -> Self {
+        Self::start_with(&scratch(), vec![disk.into()], Some(host.to_owned()), interval)
+    }
+
+    /// What that agent needs: its settings and its certificate.
+    pub fn remote_agent_dir(&self) -> PathBuf {
+        self.dir.join("remote-agent")
+    }
+
+    fn start_with(place: &Path, disks: Vec<PathBuf>, remote_agent: Option<String>, interval: &str) -> Self {
         let home = tempfile::Builder::new().prefix("lifeboat-site-").tempdir_in(place).unwrap();
         let mut site = Self {
             dir: home.path().join("site"),
             trial: None,
-            disks: disks.iter().map(|disk| disk.device.clone()).collect(),
+            disks,
+            remote_agent,
             interval: interval.to_owned(),
             _home: home,
         };
@@ -45,11 +64,11 @@ impl Site {
         let programs = Programs::find();
         let log = File::options().create(true).append(true).open(self.dir.with_extension("log")).unwrap();
         let mut command = Command::new(programs.lifeboat);
-        command.arg("trial").arg("--agent").arg(programs.agent).arg("--dir").arg(&self.dir).args([
-            "--no-ui",
-            "--interval",
-            &self.interval,
-        ]);
+        command.arg("trial").arg("--dir").arg(&self.dir).args(["--no-ui", "--interval", &self.interval]);
+        match &self.remote_agent {
+            Some(host) => command.args(["--remote-agent", host]),
+            None => command.arg("--agent").arg(programs.agent),
+        };
         command.args(["--name", "source"]).env("HOME", self.dir.parent().unwrap());
         if !self.dir.exists() {
             command.args(["--vault-listen", &free_address(), "--process-server-listen", &free_address()]);
@@ -59,10 +78,12 @@ impl Site {
         }
         let errors = log.try_clone().unwrap();
         self.trial = Some(command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn().unwrap());
+        let local = ["server", "show", "source"];
+        let words = if self.remote_agent.is_some() { &["status"][..] } else { &local };
         wait_for("the vault to know the server", || {
             let trial = self.trial.as_mut().unwrap();
             assert!(trial.try_wait().unwrap().is_none(), "the trial ended: {}", self.logs());
-            let answer = self.lifeboat(["server", "show", "source"]);
+            let answer = self.lifeboat(words);
             answer.status.success().then_some(())
         });
     }
@@ -182,9 +203,11 @@ impl Drop for Site {
             let _ = Command::new("kill").args(["-INT", &trial.id().to_string()]).status();
             let _ = trial.wait();
         }
-        let settings = self.dir.join("agent/agent.toml");
-        let agent = Programs::find().agent;
-        let _ = Command::new(agent).arg("untrack").arg("--config").arg(settings).output();
+        if self.remote_agent.is_none() {
+            let settings = self.dir.join("agent/agent.toml");
+            let agent = Programs::find().agent;
+            let _ = Command::new(agent).arg("untrack").arg("--config").arg(settings).output();
+        }
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }

@@ -1,5 +1,7 @@
 //! What a certificate says.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
@@ -13,6 +15,8 @@ use crate::{Identity, Serial, TrustError};
 pub struct CertificateFacts {
     /// Who it speaks for.
     pub identity: Identity,
+    /// The names and addresses at which it is shown.
+    pub hosts: Vec<String>,
     /// Its number.
     pub serial: Serial,
     /// The authority that issued it, as its subject reads.
@@ -35,21 +39,33 @@ impl CertificateFacts {
             return Err(unreadable(format!("{} bytes follow it", rest.len())));
         }
         let names = parsed.subject_alternative_name().map_err(|error| unreadable(error.to_string()))?;
-        let mut uris =
-            names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
-                GeneralName::URI(uri) => Some(*uri),
-                _ => None,
-            });
+        let names = names.map_or_else(Vec::new, |names| names.value.general_names.clone());
+        let mut uris = names.iter().filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        });
         let (Some(uri), None) = (uris.next(), uris.next()) else {
             return Err(unreadable("it does not carry exactly one identity (URI)".into()));
         };
         Ok(Self {
             identity: uri.parse()?,
+            hosts: names.iter().filter_map(host).collect(),
             serial: Serial::from_certificate(parsed.raw_serial())?,
             issuer: parsed.issuer().to_string(),
             not_before: timestamp(parsed.validity().not_before)?,
             not_after: timestamp(parsed.validity().not_after)?,
         })
+    }
+}
+
+fn host(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+        },
+        _ => None,
     }
 }
 

@@ -118,6 +118,12 @@ impl Credentials {
         &self.facts.identity
     }
 
+    /// The names and addresses at which the certificate is shown.
+    #[must_use]
+    pub fn hosts(&self) -> &[String] {
+        &self.facts.hosts
+    }
+
     /// The certificate's number.
     #[must_use]
     pub fn serial(&self) -> Serial {

@@ -160,6 +160,7 @@ fn a_bundle_is_private_and_says_who_it_is_for() {
     assert_eq!(names_in(&site.bundle), ["authority.pem", "certificate.pem", "key.pem"]);
     let credentials = Credentials::load(&site.bundle, now()).unwrap();
     assert_eq!(credentials.identity(), &agent());
+    assert_eq!(credentials.hosts(), ["agent.example.org", "::1"]);
     assert_eq!(credentials.serial(), issued.serial);
     assert_eq!(credentials.not_after(), now() + DAY);
     credentials.server_config(ClientCertificates::Required, &Revocations::new()).unwrap();

@@ -34,12 +34,13 @@ pub struct Layout {
     pub server: ServerId,
     pub vault_listen: SocketAddr,
     pub process_server_listen: SocketAddr,
-    pub agent_program: PathBuf,
+    /// Absent when the agent runs on another machine.
+    pub agent_program: Option<PathBuf>,
 }
 
 impl Layout {
     /// Makes what is missing: authority, certificates, settings. Everything else stays as it is.
-    pub fn prepare(options: &Options, agent_program: PathBuf) -> Result<Self, Failure> {
+    pub fn prepare(options: &Options, agent_program: Option<PathBuf>) -> Result<Self, Failure> {
         create_private_directory(&options.dir)?;
         let dir = std::path::absolute(&options.dir)?;
         let kept = Kept::load_or_choose(&dir, options)?;
@@ -50,7 +51,7 @@ impl Layout {
             process_server_listen: kept.process_server_listen,
             agent_program,
         };
-        layout.issue_certificates()?;
+        layout.issue_certificates(options)?;
         layout.write_settings(options)?;
         Ok(layout)
     }
@@ -69,7 +70,12 @@ impl Layout {
     }
 
     pub fn agent_settings(&self) -> PathBuf {
-        self.dir.join("agent/agent.toml")
+        self.agent_dir().join("agent.toml")
+    }
+
+    /// What the agent has of its own: its settings, its certificate and, if it runs here, its state.
+    pub fn agent_dir(&self) -> PathBuf {
+        self.dir.join(if self.agent_program.is_some() { "agent" } else { "remote-agent" })
     }
 
     /// The log of a role.
@@ -77,7 +83,7 @@ impl Layout {
         self.dir.join("logs").join(format!("{role}.log"))
     }
 
-    fn issue_certificates(&self) -> Result<(), Failure> {
+    fn issue_certificates(&self, options: &Options) -> Result<(), Failure> {
         let now = Timestamp::now();
         let home = self.dir.join("authority");
         let authority = if home.exists() {
@@ -86,19 +92,24 @@ impl Layout {
             SiteAuthority::create(&home, "trial", now)?
         };
         let hosts = |address: SocketAddr| vec![address.ip().to_string(), "localhost".to_owned()];
+        let process_server =
+            hosts(self.process_server_listen).into_iter().chain(options.remote_agent.clone());
         for (place, identity, hosts) in [
-            ("vault/credentials", Identity::Vault, hosts(self.vault_listen)),
+            (self.dir.join("vault/credentials"), Identity::Vault, hosts(self.vault_listen)),
             (
-                "process-server/credentials",
+                self.dir.join("process-server/credentials"),
                 Identity::ProcessServer("trial".to_owned()),
-                hosts(self.process_server_listen),
+                process_server.collect(),
             ),
-            ("agent/credentials", Identity::Agent(self.server), Vec::new()),
-            ("operator", Identity::Operator("trial".to_owned()), Vec::new()),
+            (self.agent_dir().join("credentials"), Identity::Agent(self.server), Vec::new()),
+            (self.dir.join("operator"), Identity::Operator("trial".to_owned()), Vec::new()),
         ] {
-            let place = self.dir.join(place);
             let soon = now + VALIDITY / 10;
-            let good = place.exists() && Credentials::load(&place, now).is_ok_and(|c| c.not_after() > soon);
+            let good = place.exists()
+                && Credentials::load(&place, now).is_ok_and(|credentials| {
+                    credentials.not_after() > soon
+                        && hosts.iter().all(|host| credentials.hosts().contains(host))
+                });
             if !good {
                 if let Some(parent) = place.parent() {
                     create_private_directory(parent)?;
@@ -111,10 +122,6 @@ impl Layout {
     }
 
     fn write_settings(&self, options: &Options) -> Result<(), Failure> {
-        let text = |path: &Path| toml::Value::String(path.display().to_string());
-        let table = |entries: Vec<(&str, toml::Value)>| -> toml::Table {
-            entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-        };
         let vault = table(vec![
             ("listen", self.vault_listen.to_string().into()),
             ("credentials", text(&self.dir.join("vault/credentials"))),
@@ -141,26 +148,42 @@ impl Layout {
             ("state", text(&self.dir.join("process-server/state"))),
             ("spool", spool.into()),
         ]);
-        let disks: Vec<_> = options.disks.iter().map(|disk| text(disk)).collect();
-        let mut agent = table(vec![
-            ("process_servers", vec![format!("https://{}", self.process_server_listen)].into()),
-            ("credentials", text(&self.dir.join("agent/credentials"))),
-            ("state", text(&self.dir.join("agent/state"))),
-            ("disks", disks.into()),
-            // Two trials on one machine must not share their tracking.
-            ("pin_dir", format!("/sys/fs/bpf/lifeboat-{}", self.server).into()),
-        ]);
-        if let Some(name) = &options.name {
-            agent.insert("name".to_owned(), name.clone().into());
-        }
         for (file, settings) in [
             (self.vault_settings(), vault),
             (self.process_server_settings(), process_server),
-            (self.agent_settings(), agent),
+            (self.agent_settings(), self.agent_table(options)),
         ] {
             write_durably(&file, toml::to_string(&settings)?.as_bytes())?;
         }
         Ok(())
+    }
+
+    fn agent_table(&self, options: &Options) -> toml::Table {
+        let disks: Vec<_> = options.disks.iter().map(|disk| text(disk)).collect();
+        let port = self.process_server_listen.port();
+        let process_server = options.remote_agent.as_ref().map_or_else(
+            || self.process_server_listen.to_string(),
+            |host| match host.parse() {
+                Ok(address) => SocketAddr::new(address, port).to_string(),
+                Err(_) => format!("{host}:{port}"),
+            },
+        );
+        let mut agent = table(vec![
+            ("process_servers", vec![format!("https://{process_server}")].into()),
+            ("disks", disks.into()),
+        ]);
+        if options.remote_agent.is_some() {
+            agent.insert("credentials".to_owned(), "/etc/lifeboat/credentials".into());
+        } else {
+            agent.insert("credentials".to_owned(), text(&self.agent_dir().join("credentials")));
+            agent.insert("state".to_owned(), text(&self.agent_dir().join("state")));
+            // Two trials on one machine must not share their tracking.
+            agent.insert("pin_dir".to_owned(), format!("/sys/fs/bpf/lifeboat-{}", self.server).into());
+        }
+        if let Some(name) = &options.name {
+            agent.insert("name".to_owned(), name.clone().into());
+        }
+        agent
     }
 }
 
@@ -185,6 +208,14 @@ impl Kept {
         write_durably(&file, toml::to_string(&kept)?.as_bytes())?;
         Ok(kept)
     }
+}
+
+fn text(path: &Path) -> toml::Value {
+    toml::Value::String(path.display().to_string())
+}
+
+fn table(entries: Vec<(&str, toml::Value)>) -> toml::Table {
+    entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Fails when another program listens there: the trial would take that one's answer for its own.

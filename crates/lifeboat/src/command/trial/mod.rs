@@ -13,6 +13,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
+use lifeboat_api::Server;
 use lifeboat_client::Vault;
 use lifeboat_model::Span;
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,7 +33,7 @@ pub struct Options {
     /// Where the site keeps all of its state; made when missing, gone on with when not.
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
-    /// A disk of this machine to protect. Repeatable.
+    /// A disk to protect, of this machine or of the agent's. Repeatable.
     #[arg(long = "disk", value_name = "DEVICE", required = true)]
     pub disks: Vec<PathBuf>,
     /// Time between recovery points.
@@ -41,15 +43,19 @@ pub struct Options {
     #[arg(long)]
     pub no_ui: bool,
     /// The agent's program, when it does not lie beside this one.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "remote_agent")]
     pub agent: Option<PathBuf>,
+    /// The agent runs on another machine, which reaches this one at HOST. Its settings and its
+    /// certificate are written to DIR/remote-agent, for that machine's /etc/lifeboat.
+    #[arg(long, value_name = "HOST", value_parser = NonEmptyStringValueParser::new())]
+    pub remote_agent: Option<String>,
     /// Where the vault listens; the first free of 443 and any, when absent, and the same from then on.
     #[arg(long, value_name = "ADDRESS")]
     pub vault_listen: Option<SocketAddr>,
     /// Where the process server listens; the first free of 9443 and any, when absent, likewise.
     #[arg(long, value_name = "ADDRESS")]
     pub process_server_listen: Option<SocketAddr>,
-    /// The name of the protected server; this machine's name when absent.
+    /// The name of the protected server; its machine's name when absent.
     #[arg(long)]
     pub name: Option<String>,
 }
@@ -58,11 +64,16 @@ pub struct Options {
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub async fn run(_arguments: &SiteArguments, options: &Options) -> Result<Answer, Failure> {
-    if !rustix::process::geteuid().is_root() {
+    if options.remote_agent.is_none() && !rustix::process::geteuid().is_root() {
         return Err(Failure::new("a trial tracks disks with eBPF, which needs root: run it again with sudo"));
     }
-    let agent_program = layout::agent_program(options)?;
-    check_disks(&agent_program, &options.disks)?;
+    let agent_program = match options.remote_agent {
+        Some(_) => None,
+        None => Some(layout::agent_program(options)?),
+    };
+    if let Some(program) = &agent_program {
+        check_disks(program, &options.disks)?;
+    }
     let layout = Layout::prepare(options, agent_program)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -72,7 +83,7 @@ pub async fn run(_arguments: &SiteArguments, options: &Options) -> Result<Answer
     site::remember(&site);
     let mut screen = Screen::new(!options.no_ui && std::io::stdout().is_terminal(), &layout);
     let started = tokio::select! {
-        started = start(&mut supervisor, &site, options, &layout) => Some(started),
+        started = start(&mut supervisor, &site, &mut screen, options, &layout) => Some(started),
         _ = interrupt.recv() => None,
         _ = terminate.recv() => None,
     };
@@ -88,14 +99,16 @@ pub async fn run(_arguments: &SiteArguments, options: &Options) -> Result<Answer
         None => Ok(()),
     };
     screen.leave();
-    print_line("Stopping agent, process server and vault.");
+    print_line(&format!("Stopping {}.", supervisor.names()));
     supervisor.stop().await;
     outcome?;
     print_line("Stopped. Writes to the disks stay tracked; starting the trial again goes on where it was.");
-    print_line(&format!(
-        "To end tracking: lifeboat-agent untrack --config {}",
-        layout.agent_settings().display()
-    ));
+    if options.remote_agent.is_none() {
+        print_line(&format!(
+            "To end tracking: lifeboat-agent untrack --config {}",
+            layout.agent_settings().display()
+        ));
+    }
     Ok(Answer::Done)
 }
 
@@ -124,6 +137,7 @@ fn check_disks(agent: &Path, disks: &[PathBuf]) -> Result<(), Failure> {
 async fn start(
     supervisor: &mut Supervisor,
     site: &site::Site,
+    screen: &mut Screen,
     options: &Options,
     layout: &Layout,
 ) -> Result<Vault, Failure> {
@@ -133,13 +147,40 @@ async fn start(
     supervisor.start_process_server()?;
     supervisor.await_process_server().await?;
     supervisor.start_agent()?;
-    let server = supervisor.await_server(&vault).await?;
+    let server = match options.remote_agent {
+        Some(_) => await_remote(supervisor, &vault, screen, layout).await?,
+        None => supervisor.await_server(&vault).await?,
+    };
     if server.policy.interval != options.interval {
         let mut policy = server.policy;
         policy.interval = options.interval;
         vault.set_policy(&layout.server.to_string(), &policy).await?;
     }
     Ok(vault)
+}
+
+/// Waits until the agent on another machine has made itself known, however long that takes.
+async fn await_remote(
+    supervisor: &mut Supervisor,
+    vault: &Vault,
+    screen: &mut Screen,
+    layout: &Layout,
+) -> Result<Server, Failure> {
+    let name = layout.server.to_string();
+    screen.wait(&format!(
+        "Waiting for the agent of the other machine: its /etc/lifeboat is {}",
+        layout.agent_dir().display()
+    ));
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        looks.tick().await;
+        for sentence in supervisor.restart_dead()? {
+            screen.say(&sentence);
+        }
+        if let Ok(server) = vault.server(&name).await {
+            return Ok(server);
+        }
+    }
 }
 
 async fn watch(

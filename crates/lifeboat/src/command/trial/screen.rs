@@ -72,6 +72,15 @@ impl Screen {
         }
     }
 
+    /// Something that is waited for while there is no state to show.
+    pub fn wait(&self, sentence: &str) {
+        if self.live {
+            self.head.iter().for_each(|line| print_line(line));
+            print_line("");
+        }
+        print_line(sentence);
+    }
+
     pub fn show(&mut self, server: &Server, events: &[Event]) {
         if self.live { self.draw(server, events) } else { self.tell(server, events) }
     }

@@ -31,9 +31,10 @@ struct Role {
     started: Instant,
 }
 
-/// The three roles, in the order in which they are stopped.
+/// The roles, in the order in which they are stopped.
 pub struct Supervisor {
-    agent: Role,
+    /// Absent when it runs on another machine.
+    agent: Option<Role>,
     process_server: Role,
     vault: Role,
     server: String,
@@ -56,7 +57,10 @@ impl Supervisor {
             started: Instant::now(),
         };
         Ok(Self {
-            agent: role("agent", &layout.agent_program, &["run", "--config"], &layout.agent_settings()),
+            agent: layout
+                .agent_program
+                .as_ref()
+                .map(|program| role("agent", program, &["run", "--config"], &layout.agent_settings())),
             process_server: role(
                 "process-server",
                 &own,
@@ -78,7 +82,7 @@ impl Supervisor {
     }
 
     pub fn start_agent(&mut self) -> Result<(), Failure> {
-        self.agent.start()
+        self.agent.as_mut().map_or(Ok(()), Role::start)
     }
 
     /// Waits until the vault answers.
@@ -92,16 +96,18 @@ impl Supervisor {
         self.process_server.until(async || TcpStream::connect(address).await.ok()).await.map(drop)
     }
 
-    /// Waits until the vault knows the server.
+    /// Waits until the vault knows the server of the agent that was started.
     pub async fn await_server(&mut self, vault: &Vault) -> Result<Server, Failure> {
         let name = self.server.clone();
-        self.agent.until(async || vault.server(&name).await.ok()).await
+        // Without an agent of its own, the process server is what must stay.
+        let role = self.agent.as_mut().unwrap_or(&mut self.process_server);
+        role.until(async || vault.server(&name).await.ok()).await
     }
 
     /// Starts each role anew that is no longer there, and says so.
     pub fn restart_dead(&mut self) -> Result<Vec<String>, Failure> {
         let mut said = Vec::new();
-        for role in [&mut self.vault, &mut self.process_server, &mut self.agent] {
+        for role in [&mut self.vault, &mut self.process_server].into_iter().chain(&mut self.agent) {
             if let Some(end) = role.ended()? {
                 said.push(format!("The {} ended ({end}): {}", role.name, role.last_words()));
             }
@@ -112,9 +118,14 @@ impl Supervisor {
         Ok(said)
     }
 
+    /// What there is to stop, in a sentence.
+    pub fn names(&self) -> &'static str {
+        if self.agent.is_some() { "agent, process server and vault" } else { "process server and vault" }
+    }
+
     /// Stops the agent, then the process server, then the vault.
     pub async fn stop(&mut self) {
-        for role in [&mut self.agent, &mut self.process_server, &mut self.vault] {
+        for role in self.agent.iter_mut().chain([&mut self.process_server, &mut self.vault]) {
             role.stop().await;
         }
     }

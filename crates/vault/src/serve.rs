@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lifeboat_transport::{Listener, ListenerSettings, ServeError as ListenError, ServerTls};
 use lifeboat_trust::{ClientCertificates, Credentials, Identity, TrustError};
+use lifeboat_wire::event::{Event, Severity};
 
 use crate::error::VaultError;
 use crate::http::{self, VaultService};
@@ -114,6 +115,7 @@ impl RunningVault {
         };
         let vault = Arc::new(open_or_create(&settings.state, store, now).await?);
         tracing::info!(vault = %vault.id(), store = vault.store().url(), "the vault is open");
+        vault.note(started_event(now)).await?;
         let operators = credentials.server_config(ClientCertificates::OperatorsOnly, &revoked.revocations)?;
         let volumes = Volumes::start(Arc::clone(&vault), &settings.nbd, Arc::new(operators)).await?;
         let service = VaultService { vault, volumes: Arc::new(volumes), revoked, clock: Timestamp::now };
@@ -143,6 +145,7 @@ impl RunningVault {
                 follow_revocations(&service.revoked, settings.revocations.as_deref()),
                 expire_requests(&service.vault),
                 service.volumes.retry_now_and_then(),
+                service.volumes.end_leases(service.clock),
                 retention::run(
                     Arc::clone(&service.vault),
                     settings.retention_interval.duration(),
@@ -156,6 +159,9 @@ impl RunningVault {
             _ = background => {}
         }
         service.volumes.stop().await;
+        if let Err(error) = service.vault.note_all_heard().await {
+            tracing::warn!(%error, "it could not be noted when agents were last heard of");
+        }
         service.vault.close().await;
     }
 }
@@ -177,6 +183,18 @@ async fn open_or_create(state: &Path, store: Option<Store>, now: Timestamp) -> R
             Ok(vault)
         }
         opened => Ok(opened?),
+    }
+}
+
+fn started_event(now: Timestamp) -> Event {
+    Event {
+        time: now,
+        severity: Severity::Information,
+        code: "vault_started".into(),
+        server: None,
+        disk: None,
+        message: format!("The vault ({}) was started at {now:.0}.", env!("CARGO_PKG_VERSION")),
+        next_step: String::new(),
     }
 }
 

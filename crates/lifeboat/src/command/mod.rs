@@ -2,6 +2,7 @@
 
 pub mod certificate;
 pub mod event;
+pub mod export;
 pub mod point;
 pub mod rebuild;
 pub mod role;

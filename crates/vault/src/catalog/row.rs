@@ -29,6 +29,8 @@ pub struct ServerRow {
     pub process_server: Option<String>,
     /// The point of the last comparison with the live disks.
     pub compared_point: Option<PointId>,
+    /// When its agent was last heard of, as far as that was noted.
+    pub heard: Option<Timestamp>,
 }
 
 /// A disk of a server.

@@ -72,6 +72,21 @@ impl Layout {
         self.dir.join("agent/agent.toml")
     }
 
+    /// Where the vault's socket is: its path must be short, wherever the trial is.
+    fn socket_directory(&self) -> PathBuf {
+        Path::new("/run/lifeboat").join(self.server.to_string())
+    }
+
+    /// Takes away what is outside the trial's directory, once the roles are stopped.
+    pub fn remove_socket_directory(&self) {
+        let directory = self.socket_directory();
+        // A vault that was killed has left it; the parent goes with the last trial.
+        let _ = fs::remove_dir_all(&directory);
+        if let Some(parent) = directory.parent() {
+            let _ = fs::remove_dir(parent);
+        }
+    }
+
     /// The log of a role.
     pub fn log(&self, role: &str) -> PathBuf {
         self.dir.join("logs").join(format!("{role}.log"))
@@ -120,10 +135,7 @@ impl Layout {
             ("credentials", text(&self.dir.join("vault/credentials"))),
             ("state", text(&self.dir.join("vault/state"))),
             ("revocations", text(&self.dir.join("authority/revoked.json"))),
-            (
-                "nbd",
-                table(vec![("socket_directory", format!("/run/lifeboat/{}", self.server).into())]).into(),
-            ),
+            ("nbd", table(vec![("socket_directory", text(&self.socket_directory()))]).into()),
         ]);
         let spool = table(vec![
             // All roles share one disk here, so the thresholds for a spool of its own would be reached early.

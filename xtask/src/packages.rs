@@ -22,6 +22,7 @@ pub const ALL: &[&str] = &[
     "e2fsprogs",
     "xfsprogs",
     "qemu-utils",
+    "qemu-system-x86",
     "libnbd-bin",
     "python3-libnbd",
     "fuse3",

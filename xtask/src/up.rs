@@ -24,13 +24,16 @@ pub struct Options {
     /// Print one line a change instead of a live screen.
     #[arg(long)]
     no_ui: bool,
+    /// Build without optimisation, which is faster to build and slower to run.
+    #[arg(long)]
+    debug: bool,
 }
 
 pub fn run(options: &Options) -> Outcome {
     packages::need_root("tracking disks with eBPF")?;
     let wanted = if options.disks.is_empty() { packages::DEMONSTRATION } else { packages::BUILD };
     packages::install(wanted)?;
-    let programs = build::release()?;
+    let programs = if options.debug { build::debug()? } else { build::release()? };
     let dir = options.dir.clone().unwrap_or_else(|| root().join("trial"));
     std::fs::create_dir_all(&dir).map_err(|error| format!("cannot create {}: {error}", dir.display()))?;
     // Ctrl-C reaches the whole process group. The trial stops the roles; this process waits for it
@@ -43,7 +46,9 @@ pub fn run(options: &Options) -> Outcome {
     let demonstration =
         if options.disks.is_empty() { Some(Demonstration::start(&dir.join("demonstration"))?) } else { None };
     let disks = demonstration.as_ref().map_or(options.disks.clone(), Demonstration::disks);
-    let mut trial = Command::new(&programs.lifeboat);
+    // When this process is killed, the trial is to stop by itself.
+    let mut trial = Command::new("setpriv");
+    trial.args(["--pdeathsig", "TERM"]).arg(&programs.lifeboat);
     trial.arg("trial").arg("--dir").arg(dir.join("site")).arg("--interval").arg(&options.interval);
     trial.arg("--agent").arg(&programs.agent);
     for disk in disks {

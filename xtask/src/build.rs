@@ -11,12 +11,21 @@ pub struct Programs {
     pub agent: PathBuf,
 }
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What is built for.
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds both with optimisation, for running them here.
 pub fn release() -> Result<Programs, String> {
     process::run("cargo", ["build", "--release", "--package", "lifeboat", "--package", "lifeboat-agent"])?;
     let dir = target_dir().join("release");
+    Ok(Programs { lifeboat: dir.join("lifeboat"), agent: dir.join("lifeboat-agent") })
+}
+
+/// Builds both without optimisation.
+pub fn debug() -> Result<Programs, String> {
+    // As the tests build them, so that neither builds anew what the other has.
+    process::run("cargo", ["build", "--workspace", "--bin", "lifeboat", "--bin", "lifeboat-agent"])?;
+    let dir = target_dir().join("debug");
     Ok(Programs { lifeboat: dir.join("lifeboat"), agent: dir.join("lifeboat-agent") })
 }
 
@@ -63,7 +72,7 @@ fn proof(name: &str) -> Result<PathBuf, String> {
 }
 
 /// Where cargo puts what it builds.
-fn target_dir() -> PathBuf {
+pub fn target_dir() -> PathBuf {
     let named = std::env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty());
     // A relative one counts from where cargo runs, which is the root.
     root().join(named.unwrap_or_else(|| "target".into()))

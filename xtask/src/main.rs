@@ -1,9 +1,10 @@
-//! The commands of this repository: `cargo xtask up`, `test`, `bench` and `check`.
+//! The commands of this repository: `cargo xtask up`, `test`, `bench`, `fuzz` and `check`.
 
 mod bench;
 mod build;
 mod check;
 mod demonstration;
+mod fuzz;
 mod packages;
 mod process;
 mod up;
@@ -35,6 +36,8 @@ enum Task {
     },
     /// Measure, with peers in the same run, and say whether the goals are reached.
     Bench(bench::Options),
+    /// Feed the parsers of bytes from outside with what they have not seen yet.
+    Fuzz(fuzz::Options),
     /// Check form: formatting, clippy, licences, directions of dependency, checked-in products.
     Check,
     /// Install the Debian packages that the other tasks need, and say which.
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Up(options) => up::run(&options),
         Task::Test { arguments } => test(&arguments),
         Task::Bench(options) => bench::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Check => check::run(),
         Task::Packages => packages::install(packages::ALL),
         Task::Build => build::shipped().map(|programs| {

@@ -28,6 +28,9 @@ pub struct Options {
     /// Print one line a change instead of a live screen.
     #[arg(long)]
     no_ui: bool,
+    /// Build without optimisation, which is faster to build and slower to run.
+    #[arg(long)]
+    debug: bool,
 }
 
 pub fn run(options: &Options) -> Outcome {
@@ -37,13 +40,15 @@ pub fn run(options: &Options) -> Outcome {
     }
     let wanted = if options.disks.is_empty() { packages::DEMONSTRATION } else { packages::BUILD };
     packages::install(wanted)?;
-    let programs = build::release()?;
+    let programs = if options.debug { build::debug()? } else { build::release()? };
     let dir = make_dir(options, "trial")?;
     outlive_interrupts()?;
     let demonstration =
         if options.disks.is_empty() { Some(Demonstration::start(&dir.join("demonstration"))?) } else { None };
     let disks = demonstration.as_ref().map_or(options.disks.clone(), Demonstration::disks);
-    let mut trial = Command::new(&programs.lifeboat);
+    // When this process is killed, the trial is to stop by itself.
+    let mut trial = Command::new("setpriv");
+    trial.args(["--pdeathsig", "TERM"]).arg(&programs.lifeboat);
     trial.arg("trial").arg("--dir").arg(dir.join("site")).arg("--interval").arg(&options.interval);
     trial.arg("--agent").arg(&programs.agent);
     for disk in disks {

@@ -231,6 +231,9 @@ fn unseen(path: &str) -> String {
 }
 
 #[cfg(test)]
+mod golden;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -142,6 +142,17 @@ impl Agent {
 
         let waiting = Waiting::default();
         let status = Status::new(settings.name(), Arc::clone(&waiting));
+        status.tell(Notice {
+            severity: Severity::Information,
+            code: "agent_started",
+            disk: None,
+            message: format!(
+                "The agent ({}) was started at {:.0}.",
+                env!("CARGO_PKG_VERSION"),
+                Timestamp::now()
+            ),
+            next_step: String::new(),
+        });
         if let Some(why) = damaged {
             status.tell(Notice {
                 severity: Severity::Warning,

@@ -1,5 +1,5 @@
 use jiff::Timestamp;
-use lifeboat_model::{DiskNumber, PointId, ServerId, VolumeId};
+use lifeboat_model::{DiskNumber, PointId, ServerId, Span, VolumeId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -18,6 +18,11 @@ pub struct OpenVolume {
     /// Refuse writes; otherwise they go to an overlay that the volume keeps until it is closed.
     #[serde(default)]
     pub read_only: bool,
+    /// Close it when no NBD client used it for so long, at least `10s`. Without it the volume stays
+    /// until it is closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "1m")]
+    pub lease: Option<Span>,
 }
 
 /// The answer to [`OpenVolume`].
@@ -67,6 +72,10 @@ pub struct Volume {
     /// When it was opened.
     #[schema(value_type = String, format = DateTime)]
     pub opened: Timestamp,
+    /// It closes when no NBD client used it for so long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "1m")]
+    pub lease: Option<Span>,
     /// Bytes that were written to it.
     pub overlay_bytes: u64,
     /// Its disks.

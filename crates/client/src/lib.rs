@@ -6,19 +6,17 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lifeboat_api::{
     ChangePoint, CleanUp, Console, Event, Failover, Job, JobState, Machine, OpenVolume, OpenedVolume, Point,
-    Policy, Request, RequestState, Server, Status, TakePoint, Target, TestFailover, Verify, VerifyKind,
+    Policy, Request, Server, Status, TakePoint, Target, TestFailover, Verify, VerifyKind,
     Volume,
 };
 use lifeboat_model::PointKind;
 use lifeboat_transport::{Call, Client, ClientError, Method};
 use lifeboat_trust::{Credentials, TrustError};
 
-/// How long one question about a request is held back by the vault.
-const WAIT: Duration = Duration::from_secs(20);
 /// Bytes of a screenshot that are taken.
 const SCREENSHOT_BYTES_MAX: usize = 64 << 20;
-/// How much longer than that its answer may take.
-const WAIT_SLACK: Duration = Duration::from_secs(10);
+/// How much longer an answer may take than it was asked to be held back.
+const HOLD_SLACK: Duration = Duration::from_secs(10);
 
 /// A vault could not be asked, or refused.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +27,14 @@ pub enum VaultError {
     /// The request failed.
     #[error(transparent)]
     Client(#[from] ClientError),
+}
+
+impl VaultError {
+    /// Whether the same call can succeed later without anybody mending anything here.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Client(error) if error.is_retryable())
+    }
 }
 
 type Result<T> = std::result::Result<T, VaultError>;
@@ -63,7 +69,7 @@ impl Vault {
         Ok(self.client.get("/v1/servers").await?)
     }
 
-    /// One server, by name, id or unique beginning of an id.
+    /// One server, by name, id or unique beginning of one.
     #[allow(clippy::missing_errors_doc)]
     pub async fn server(&self, server: &str) -> Result<Server> {
         Ok(self.client.get(&of_server(server, "")).await?)
@@ -75,10 +81,11 @@ impl Vault {
         Ok(self.client.put(&of_server(server, "/policy"), policy).await?)
     }
 
-    /// The recovery points of a server, newest first.
+    /// The recovery points of a server, newest first; at most `limit`.
     #[allow(clippy::missing_errors_doc)]
-    pub async fn points(&self, server: &str) -> Result<Vec<Point>> {
-        Ok(self.client.get(&of_server(server, "/points")).await?)
+    pub async fn points(&self, server: &str, limit: Option<u32>) -> Result<Vec<Point>> {
+        let query: Vec<_> = limit.into_iter().map(|limit| ("limit", limit)).collect();
+        Ok(self.client.call(Method::GET, &of_server(server, "/points")).query(&query).send().await?)
     }
 
     /// Asks for a recovery point now.
@@ -99,21 +106,13 @@ impl Vault {
         Ok(self.client.post(&of_server(server, "/verify"), &Verify { kind }).await?)
     }
 
-    /// Waits until a request has ended; a vault that restarts meanwhile is waited for.
+    /// A request by its id; its end is waited for up to `hold`, at most 25 s.
     #[allow(clippy::missing_errors_doc)]
-    pub async fn wait(&self, request: &Request) -> Result<Request> {
-        let mut request = request.clone();
-        let path = format!("/v1/requests/{}", escape(&request.id));
-        let wait_ms = u64::try_from(WAIT.as_millis()).unwrap_or(u64::MAX);
-        while request.state == RequestState::Running {
-            let call: Call = self.client.call(Method::GET, &path).query(&[("wait_ms", wait_ms)]);
-            match call.timeout(WAIT + WAIT_SLACK).send().await {
-                Ok(answer) => request = answer,
-                Err(error) if error.is_retryable() => tokio::time::sleep(Duration::from_secs(1)).await,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(request)
+    pub async fn request(&self, id: &str, hold: Duration) -> Result<Request> {
+        let path = format!("/v1/requests/{}", escape(id));
+        let wait_ms = u64::try_from(hold.as_millis()).unwrap_or(u64::MAX);
+        let call: Call = self.client.call(Method::GET, &path).query(&[("wait_ms", wait_ms)]);
+        Ok(call.timeout(hold + HOLD_SLACK).send().await?)
     }
 
     /// Opens disks of a point.

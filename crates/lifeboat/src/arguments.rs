@@ -18,7 +18,8 @@ pub use recovery::{
 
 /// Self-hosted disaster recovery for physical servers.
 ///
-/// Exit codes: 0 done, 1 the answer is no (a fault was found, nothing matches), 2 it could not be done.
+/// Exit codes: 0 done; 1 the answer is no: a fault was found, or what was asked for has failed; 2 it
+/// could not be done or nothing of that name is there, and standard error says why.
 #[derive(Parser)]
 #[command(name = "lifeboat", version, max_term_width = 100)]
 pub struct Arguments {
@@ -30,11 +31,13 @@ pub struct Arguments {
 
 #[derive(Args)]
 pub struct SiteArguments {
-    /// The site: its directory (with site.toml) or the vault's URL. The last one used when absent.
-    #[arg(long, global = true, env = "LIFEBOAT_SITE", value_name = "DIR|URL")]
+    /// The site: its directory (with site.toml) or the vault's URL. When absent, LIFEBOAT_SITE in the
+    /// environment; else the last one that was named here.
+    #[arg(long, global = true, value_name = "DIR|URL")]
     pub site: Option<String>,
-    /// The operator's certificate, for a site that is named by URL.
-    #[arg(long, global = true, env = "LIFEBOAT_CREDENTIALS", value_name = "DIR")]
+    /// The operator's certificate, for a site that is named by URL. When absent,
+    /// LIFEBOAT_CREDENTIALS in the environment.
+    #[arg(long, global = true, value_name = "DIR")]
     pub credentials: Option<PathBuf>,
     /// How answers are printed.
     #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
@@ -64,12 +67,15 @@ pub enum Command {
     Volume(VolumeCommand),
     /// Check what is stored, or the copy against the live disks.
     Verify {
-        /// Name, id or unique beginning of an id.
+        /// Name, id or unique beginning of one.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
         /// Compare the copy with the live disks, without stopping them.
         #[arg(long)]
         against_source: bool,
+        /// Wait at most so long, such as 2h.
+        #[arg(long, value_name = "SPAN")]
+        timeout: Option<Span>,
     },
     /// Drills, failover, and what follows.
     #[command(subcommand)]
@@ -108,13 +114,13 @@ pub enum ServerCommand {
     List,
     /// One server: state, RPO and what gates it, disks, policy.
     Show {
-        /// Name, id or unique beginning of an id.
+        /// Name, id or unique beginning of one.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
     },
     /// Change how a server is protected.
     SetPolicy {
-        /// Name, id or unique beginning of an id.
+        /// Name, id or unique beginning of one.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
         /// Time between crash-consistent points, such as 5s.
@@ -132,12 +138,15 @@ pub enum ServerCommand {
     },
     /// Compare all disks with the copy and send what differs.
     Resync {
-        /// Name, id or unique beginning of an id.
+        /// Name, id or unique beginning of one.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
         /// Come back when it has ended.
         #[arg(long)]
         wait: bool,
+        /// With --wait: at most so long, such as 2h.
+        #[arg(long, value_name = "SPAN")]
+        timeout: Option<Span>,
     },
 }
 
@@ -145,13 +154,16 @@ pub enum ServerCommand {
 pub enum PointCommand {
     /// The recovery points of a server, newest first.
     List {
-        /// Name, id or unique beginning of an id.
+        /// Name, id or unique beginning of one.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
+        /// At most so many, the newest.
+        #[arg(long)]
+        limit: Option<u32>,
     },
     /// Take a recovery point now.
     Take {
-        /// Name, id or unique beginning of an id.
+        /// Name, id or unique beginning of one.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
         /// What it has to guarantee: crash or filesystem.
@@ -160,6 +172,9 @@ pub enum PointCommand {
         /// Come back when the point is committed.
         #[arg(long)]
         wait: bool,
+        /// With --wait: at most so long.
+        #[arg(long, default_value = "10m", value_name = "SPAN")]
+        timeout: Span,
     },
 }
 
@@ -167,7 +182,7 @@ pub enum PointCommand {
 pub enum VolumeCommand {
     /// Open a recovery point as disks that can be written; answers with an NBD URI a disk.
     Open {
-        /// Name, id or unique beginning of an id.
+        /// Name, id or unique beginning of one.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
         /// latest, a point's id or its unique beginning, or a time (the newest point not after it;
@@ -181,6 +196,9 @@ pub enum VolumeCommand {
         /// Refuse writes.
         #[arg(long)]
         read_only: bool,
+        /// Close the volume when no client used it for so long, such as 10m.
+        #[arg(long, value_name = "SPAN")]
+        lease: Option<Span>,
     },
     /// Open volumes.
     List,
@@ -195,7 +213,7 @@ pub enum VolumeCommand {
     },
     /// Write a disk of a recovery point to an image file.
     Export {
-        /// Name, id or unique beginning of an id.
+        /// Name, id or unique beginning of one.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
         /// latest, a point's id or its unique beginning, or a time.

@@ -3,8 +3,10 @@
 mod arguments;
 mod command;
 mod failure;
+mod reach;
 mod site;
 mod table;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -34,8 +36,8 @@ async fn run(arguments: Arguments) -> Result<Answer, Failure> {
         Command::Server(what) => command::server::run(site, what).await,
         Command::Point(what) => command::point::run(site, what).await,
         Command::Volume(what) => command::volume::run(site, what).await,
-        Command::Verify { server, against_source } => {
-            command::verify::run(site, &server, against_source).await
+        Command::Verify { server, against_source, timeout } => {
+            command::verify::run(site, &server, against_source, timeout).await
         }
         Command::Failover(what) => command::failover::run(site, what).await,
         Command::Machine(what) => command::machine::run(site, what).await,
@@ -53,7 +55,7 @@ async fn run(arguments: Arguments) -> Result<Answer, Failure> {
 /// Says on standard error what could not be done, in the form that was asked for.
 fn refuse(failure: &Failure, json: bool) -> ExitCode {
     if json {
-        eprintln!("{}", serde_json::json!({"error": {"code": failure.code, "message": failure.sentence}}));
+        eprintln!("{}", failure.json());
     } else {
         eprintln!("lifeboat: {}", failure.sentence);
     }

@@ -24,8 +24,11 @@ pub struct Site {
 }
 
 impl Site {
-    /// Reads `site.toml` in `dir`.
+    /// Reads `site.toml` in `dir`, or in `site` in it: `cargo xtask up` keeps the site there, beside
+    /// its demonstration.
     pub fn of_dir(dir: &Path) -> Result<Self, Failure> {
+        let below = dir.join("site");
+        let dir = if !dir.join(SITE_FILE).exists() && below.join(SITE_FILE).exists() { &below } else { dir };
         let file = dir.join(SITE_FILE);
         let text = fs::read_to_string(&file).map_err(|error| {
             Failure::new(format!(
@@ -53,14 +56,20 @@ impl Site {
     }
 }
 
-/// Finds the site and opens the way to its vault; remembers the site for the next command.
+/// Finds the site and opens the way to its vault; remembers a site that was named for the next command.
 pub fn connect(arguments: &SiteArguments) -> Result<Vault, Failure> {
+    Ok(connect_to(arguments)?.1)
+}
+
+/// As [`connect`], and says which site it is.
+pub fn connect_to(arguments: &SiteArguments) -> Result<(Site, Vault), Failure> {
     let site = find(arguments)?;
     let vault = site.connect()?;
+    // One from the environment is meant for as long as that says so.
     if arguments.site.is_some() {
         remember(&site);
     }
-    Ok(vault)
+    Ok((site, vault))
 }
 
 /// Makes `site` the one that commands use when none is named. Without a home directory nothing is remembered.
@@ -73,25 +82,31 @@ pub fn remember(site: &Site) {
 }
 
 fn find(arguments: &SiteArguments) -> Result<Site, Failure> {
-    match &arguments.site {
+    match arguments.site.clone().or_else(|| environment("LIFEBOAT_SITE")) {
         Some(url) if url.starts_with("https://") => {
             let credentials = arguments
                 .credentials
                 .clone()
-                .or_else(|| remembered().filter(|site| site.vault == *url).map(|site| site.credentials));
+                .or_else(|| environment("LIFEBOAT_CREDENTIALS").map(PathBuf::from))
+                .or_else(|| remembered().filter(|site| site.vault == url).map(|site| site.credentials));
             let credentials = credentials.ok_or_else(|| {
                 Failure::new(format!("to speak to {url} an operator's certificate is needed: name its directory with --credentials"))
             })?;
-            Ok(Site { vault: url.clone(), credentials: absolute(&credentials)? })
+            Ok(Site { vault: url, credentials: absolute(&credentials)? })
         }
         Some(url) if url.contains("://") => {
             Err(Failure::new(format!("{url} is no vault's URL: it must begin with https://")))
         }
-        Some(dir) => Site::of_dir(Path::new(dir)),
+        Some(dir) => Site::of_dir(Path::new(&dir)),
         None => remembered().ok_or_else(|| {
             Failure::new("which site? name its directory or its vault's URL with --site or in LIFEBOAT_SITE")
         }),
     }
+}
+
+/// A variable that is set to something.
+fn environment(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 fn remembered() -> Option<Site> {

@@ -26,6 +26,18 @@ impl Span {
         Self(Duration::from_secs(seconds))
     }
 
+    /// A span of whole milliseconds.
+    #[must_use]
+    pub const fn of_milliseconds(milliseconds: u64) -> Self {
+        Self(Duration::from_millis(milliseconds))
+    }
+
+    /// In whole milliseconds.
+    #[must_use]
+    pub fn milliseconds(self) -> u64 {
+        u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// The same as the standard library's type.
     #[must_use]
     pub const fn duration(self) -> Duration {

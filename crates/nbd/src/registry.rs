@@ -29,6 +29,7 @@ struct Served {
     export: Arc<dyn Export>,
     info: ExportInfo,
     closing: CancellationToken,
+    stopping: CancellationToken,
     abort: CancellationToken,
     attachments: TaskTracker,
 }
@@ -39,6 +40,9 @@ pub(crate) struct Attachment {
     pub export: Arc<dyn Export>,
     /// The export is being removed: take no new requests, finish those in flight.
     pub closing: CancellationToken,
+    /// The server stops and may be back: what was not begun is not answered, so that clients that
+    /// connect again ask again.
+    pub stopping: CancellationToken,
     /// There is no more time: drop everything.
     pub abort: CancellationToken,
     _counted: TaskTrackerToken,
@@ -60,6 +64,7 @@ impl Registry {
             export,
             info,
             closing: CancellationToken::new(),
+            stopping: CancellationToken::new(),
             abort: CancellationToken::new(),
             attachments: TaskTracker::new(),
         };
@@ -88,9 +93,10 @@ impl Registry {
         exports.by_name.keys().cloned().collect()
     }
 
-    /// Refuses further exports and removes those that there are.
+    /// Refuses further exports and ends those that there are, whose clients may come back.
     pub async fn close(&self, drain_timeout: Duration) {
         let retiring = self.take_all();
+        retiring.values().for_each(|served| served.stopping.cancel());
         let retiring = retiring.iter().map(|(name, served)| served.retire(name, drain_timeout));
         futures::future::join_all(retiring).await;
     }
@@ -142,6 +148,7 @@ impl Catalogue for Registry {
         let attachment = Attachment {
             export: Arc::clone(&served.export),
             closing: served.closing.clone(),
+            stopping: served.stopping.clone(),
             abort: served.abort.clone(),
             _counted: served.attachments.token(),
         };

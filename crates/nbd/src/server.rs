@@ -126,8 +126,10 @@ impl NbdServer {
         Ok(bound)
     }
 
-    /// Stops listening, removes all exports as [`Self::remove`] does, and waits until every
-    /// connection is closed.
+    /// Stops listening, finishes requests in flight, and waits until every connection is closed.
+    ///
+    /// Requests that were not begun are not answered: to a client that connects again to the next
+    /// server of these exports, such as QEMU with `reconnect-delay`, a refusal would be final.
     pub async fn shutdown(&self) {
         self.shared.stop.cancel();
         self.shared.registry.close(self.shared.limits.drain_timeout).await;

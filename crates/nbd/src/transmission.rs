@@ -134,6 +134,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> Session<W> {
             Err(end) => return end,
         };
         if matches!(end, End::Removed)
+            && !self.attachment.stopping.is_cancelled()
             && let Err(end) = self.turn_away(reader, budget).await
         {
             return end;

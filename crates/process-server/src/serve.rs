@@ -4,11 +4,13 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use lifeboat_model::FRAME_BLOCKS;
 use lifeboat_transport::{
     Client, ClientError, ClientSettings, Listener, ListenerSettings, ServeError, ServerTls,
 };
 use lifeboat_trust::{ClientCertificates, Credentials, Identity, Revocations, TrustError};
+use lifeboat_wire::event::{Event, Severity};
 use lifeboat_wire::process_server::SpoolState;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -129,6 +131,7 @@ pub async fn serve(
     let request_id_start = OsRng.try_next_u64().unwrap_or(0);
     let listener = Listener::bind(ListenerSettings::new(settings.listen, request_id_start)).await?;
     tracing::info!(name = settings.name, address = %listener.local_address(), vault = settings.vault, "process server started");
+    courier.tell(vec![started_event(&settings.name, clock.wall())]);
     let stop = CancellationToken::new();
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(uploader.run(settings.upload.parallel, stop.clone()));
@@ -141,6 +144,21 @@ pub async fn serve(
     tasks.wait().await;
     tracing::info!("process server stopped");
     Ok(())
+}
+
+fn started_event(name: &str, now: Timestamp) -> Event {
+    Event {
+        time: now,
+        severity: Severity::Information,
+        code: "process_server_started".into(),
+        server: None,
+        disk: None,
+        message: format!(
+            "The process server {name} ({}) was started at {now:.0}.",
+            env!("CARGO_PKG_VERSION")
+        ),
+        next_step: String::new(),
+    }
 }
 
 fn load_credentials(settings: &Settings, clock: Clock) -> Result<Credentials, ProcessServerError> {

@@ -342,3 +342,6 @@ fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>, StateError> {
     }
     Ok(entries)
 }
+
+#[cfg(test)]
+mod golden;

@@ -62,8 +62,44 @@ impl SeparateMachines {
 
     /// Runs a command of `lifeboat` on the vault's machine.
     pub fn lifeboat<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> std::process::Output {
+        self.lifeboat_on(VAULT, words)
+    }
+
+    /// Runs a command of `lifeboat` on a machine that is not the vault's.
+    pub fn lifeboat_elsewhere<S: AsRef<OsStr>>(
+        &self,
+        words: impl IntoIterator<Item = S>,
+    ) -> std::process::Output {
+        self.lifeboat_on(PROCESS_SERVER, words)
+    }
+
+    /// Runs a command on a machine that is not the vault's; it must succeed.
+    pub fn run_elsewhere(&self, words: &[&str]) {
+        self.on(PROCESS_SERVER, words);
+    }
+
+    /// Lets the vault offer volumes to other machines as well, and starts it anew.
+    pub fn offer_volumes_elsewhere(&mut self) {
+        let file = self.dir.join("vault.toml");
+        let settings = fs::read_to_string(&file).unwrap() + "listen = \"10.97.2.2:10809\"\n";
+        fs::write(&file, settings).unwrap();
+        // The vault was started first.
+        let mut vault = self.roles.remove(0);
+        run("kill", ["-TERM", &vault.id().to_string()]);
+        vault.wait().unwrap();
+        self.start_role(VAULT, &Programs::find().lifeboat, &["vault", "serve"]);
+        crate::wait_for("the vault to answer", || self.lifeboat(["status"]).status.success().then_some(()));
+        let vault = self.roles.pop().unwrap();
+        self.roles.insert(0, vault);
+    }
+
+    fn lifeboat_on<S: AsRef<OsStr>>(
+        &self,
+        machine: usize,
+        words: impl IntoIterator<Item = S>,
+    ) -> std::process::Output {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.names[VAULT]]).arg(Programs::find().lifeboat);
+        command.args(["netns", "exec", &self.names[machine]]).arg(Programs::find().lifeboat);
         command.args(["--output", "json", "--site", "https://10.97.2.2:443", "--credentials"]);
         command.arg(self.dir.join("operator")).args(words).env("HOME", &self.dir).output().unwrap()
     }

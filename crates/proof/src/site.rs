@@ -121,6 +121,11 @@ impl Site {
         command.env("HOME", self.dir.parent().unwrap()).env_remove("LIFEBOAT_SITE").output().unwrap()
     }
 
+    /// What the trial itself has printed.
+    pub fn printed(&self) -> String {
+        fs::read_to_string(self.dir.with_extension("log")).unwrap_or_default()
+    }
+
     /// Runs a command that must succeed, and answers its JSON.
     pub fn json<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Value {
         let words: Vec<_> = words.into_iter().map(|word| word.as_ref().to_owned()).collect();

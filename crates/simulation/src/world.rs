@@ -262,8 +262,9 @@ impl World {
         let volume = self.line.model.volumes.swap_remove(self.line.random.random_range(0..open));
         self.line.note(format!("volume {} is read and closed", volume.id));
         self.line.read_volume(&volume).await;
+        let wall = self.line.vault_wall();
         let volumes = self.line.recovery.volumes.as_ref().unwrap();
-        volumes.close(&volume.id.to_string(), true).await.unwrap();
+        volumes.close(&volume.id.to_string(), true, "the simulation", wall).await.unwrap();
     }
 
     async fn open_volume(&mut self) {
@@ -275,11 +276,11 @@ impl World {
             return;
         }
         let point = points[self.line.random.random_range(0..points.len())].id;
-        let request = OpenVolume { point: Some(point.to_string()), disk: None, read_only: true };
+        let request = OpenVolume { point: Some(point.to_string()), read_only: true, ..OpenVolume::default() };
         let wall = self.line.vault_wall();
         self.line.recovery.store.arm(None);
         let volumes = self.line.recovery.volumes.as_ref().unwrap();
-        match volumes.open(server, &request, wall).await {
+        match volumes.open(server, &request, "the simulation", wall).await {
             Ok(opened) => {
                 self.line.note(format!("volume {} of point {point} is opened", opened.volume));
                 let disks = self.line.open_disks(server, point).await;

@@ -82,3 +82,15 @@ pub use instance::{FreshReason, PinnedInstance};
 pub use object::Variant;
 pub use set::{Attached, EpochSide, TrackerSet};
 pub use support::{BpfFs, Support, check_support};
+
+/// For the fuzz targets.
+#[cfg(feature = "fuzz")]
+pub mod fuzz {
+    /// Reads the kernel's type information as it is read before the programs are loaded.
+    ///
+    /// # Errors
+    /// When it cannot be understood.
+    pub fn tracepoint_arguments(btf: &[u8], tracepoint: &str) -> Result<Option<u32>, String> {
+        crate::prototype::tracepoint_arguments(btf, tracepoint)
+    }
+}

@@ -11,6 +11,28 @@ use crate::credentials::{AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, NEXT_KEY_FI
 use crate::private_file::{create_private_directory, sync_directory_of, write_durably, write_private};
 use crate::{Credentials, FileError, Identity, Serial, TrustError};
 
+/// The names under which GnuTLS programs, such as libnbd's and QEMU, look for what a client shows.
+const CLIENT_NAMES: [(&str, &str); 3] =
+    [("ca-cert.pem", AUTHORITY_FILE), ("client-cert.pem", CERTIFICATE_FILE), ("client-key.pem", KEY_FILE)];
+
+/// Lets a directory with a bundle be named to libnbd (`tls-certificates=DIR`) and QEMU
+/// (`tls-creds-x509,dir=DIR`) as it is: links the names that they look for to the bundle's own.
+///
+/// # Errors
+/// When the system refuses.
+pub fn link_client_names(dir: &Path) -> Result<(), TrustError> {
+    for (name, file) in CLIENT_NAMES {
+        let link = dir.join(name);
+        match std::os::unix::fs::symlink(file, &link) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(FileError::io("write", &link)(error).into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// A new private key and a request for a certificate for it. The key stays where it was made:
 /// only [`KeyRequest::request_pem`] travels to the authority.
 pub struct KeyRequest {
@@ -90,7 +112,8 @@ impl std::fmt::Debug for IssuedCertificate {
 impl IssuedCertificate {
     /// Writes `certificate.pem`, `key.pem` (0600) and `authority.pem` into a directory that only
     /// its owner may enter. Replaces an older bundle, and can be killed at any moment: then
-    /// [`Credentials::load`] reads either bundle whole.
+    /// [`Credentials::load`] reads either bundle whole. An operator's directory can also be named to
+    /// NBD clients, see [`link_client_names`].
     ///
     /// # Errors
     /// When the directory is open to others, or the system refuses.
@@ -104,6 +127,9 @@ impl IssuedCertificate {
         write_durably(&dir.join(CERTIFICATE_FILE), self.certificate_pem.as_bytes())?;
         let key = dir.join(KEY_FILE);
         fs::rename(&next, &key).map_err(FileError::io("write", &key))?;
+        if matches!(self.identity, Identity::Operator(_)) {
+            link_client_names(dir)?;
+        }
         Ok(sync_directory_of(&key)?)
     }
 

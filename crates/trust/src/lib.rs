@@ -28,7 +28,7 @@ pub use credentials::{ClientCertificates, Credentials, anonymous_client_config};
 pub use error::TrustError;
 pub use grant::{CLAIMS_BYTES_MAX, GrantError, GrantKey};
 pub use identity::{Identity, IdentityError, NAME_CHARS_MAX};
-pub use issue::{IssuedCertificate, KeyRequest};
+pub use issue::{IssuedCertificate, KeyRequest, link_client_names};
 pub use ledger::{IssuedRecord, RevokedRecord};
 pub use private_file::FileError;
 pub use revocation::Revocations;

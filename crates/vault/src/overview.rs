@@ -17,7 +17,7 @@ use crate::vault::{Vault, unknown};
 const ATTENTION: u32 = 10;
 
 impl Vault {
-    /// The server that an operator means: by its name, its id or a unique beginning of the id.
+    /// The server that an operator means: by its name, its id or a unique beginning of either.
     ///
     /// # Errors
     /// When there is none or more than one, or the catalog fails.
@@ -26,7 +26,9 @@ impl Vault {
         if let Some(server) = servers.iter().find(|row| row.name == text || row.id.to_string() == text) {
             return Ok(server.id);
         }
-        let is_beginning = |row: &&ServerRow| !text.is_empty() && row.id.to_string().starts_with(text);
+        let is_beginning = |row: &&ServerRow| {
+            !text.is_empty() && (row.id.to_string().starts_with(text) || row.name.starts_with(text))
+        };
         let matching: Vec<&ServerRow> = servers.iter().filter(is_beginning).collect();
         match matching.as_slice() {
             [server] => Ok(server.id),
@@ -170,7 +172,7 @@ impl Vault {
         let rpo = newest_point.as_ref().map(|newest| {
             rpo::split(now, progress(newest.time, being_committed, live.as_ref()), row.policy.interval)
         });
-        let heard = live.as_ref().and_then(|live| shifted(live.report.heard, live.process_server_correction));
+        let heard = live.as_ref().map_or(row.heard, ServerLive::heard);
         let trouble =
             agent.into_iter().flat_map(|agent| &agent.disks).find_map(|disk| disk.trouble.as_deref());
         let capture = agent.map(|agent| &agent.capture);

@@ -13,8 +13,8 @@ use crate::error::VaultError;
 use crate::rpo;
 use crate::vault::Vault;
 
-/// How often the catalog notes that a process server is still there.
-const NOTED_EVERY: SignedDuration = SignedDuration::from_secs(60);
+/// How often the catalog notes that a process server and its agents are still there.
+const NOTED_EVERY: SignedDuration = SignedDuration::from_secs(10);
 
 /// What was reported since the vault was opened.
 #[derive(Debug, Default)]
@@ -44,6 +44,14 @@ pub(crate) struct ServerLive {
     pub(crate) agent_correction: SignedDuration,
     /// What to add to the process server's times likewise.
     pub(crate) process_server_correction: SignedDuration,
+}
+
+impl ServerLive {
+    /// When the agent was last heard of, by the vault's clock.
+    pub(crate) fn heard(&self) -> Option<Timestamp> {
+        let heard = self.report.heard?;
+        Some(heard.saturating_add(self.process_server_correction).unwrap_or(heard))
+    }
 }
 
 impl Live {
@@ -85,6 +93,20 @@ impl Live {
         self.committing.remove(&server);
     }
 
+    fn all_heard(&self) -> Vec<api::ProcessServer> {
+        self.process_servers.keys().filter_map(|name| self.heard(name)).collect()
+    }
+
+    /// When the agents that a process server speaks for were last heard of, by the vault's clock.
+    fn servers_heard(&self, process_server: &str) -> Vec<(ServerId, Timestamp)> {
+        let Some(reported) = self.process_servers.get(process_server) else { return Vec::new() };
+        let servers = reported.report.servers.iter();
+        let live = servers.filter_map(|report| Some((report.server, self.server(report.server)?)));
+        live.filter(|(_, live)| live.process_server == process_server)
+            .filter_map(|(server, live)| Some((server, live.heard()?)))
+            .collect()
+    }
+
     pub(crate) fn heard(&self, process_server: &str) -> Option<api::ProcessServer> {
         let reported = self.process_servers.get(process_server)?;
         Some(api_process_server(process_server, &reported.report, reported.received))
@@ -111,7 +133,7 @@ impl Vault {
             .collect();
         let (to_note, differing) = self.live().take(process_server, report, now);
         if let Some(row) = to_note {
-            self.catalog.put_process_server(&row).await?;
+            self.note_heard(&row).await?;
         }
         for server in servers {
             let is_here =
@@ -123,6 +145,27 @@ impl Vault {
         let differing = differing.into_iter().map(|clock| clock_event(process_server, &clock, now));
         self.note_all(&differing.collect::<Vec<_>>()).await?;
         Ok(VaultHello { vault: self.id(), time: now, revoked })
+    }
+
+    /// Notes in the catalog when everybody was last heard of, for the next start of the vault.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn note_all_heard(&self) -> Result<(), VaultError> {
+        let heard = self.live().all_heard();
+        for row in &heard {
+            self.note_heard(row).await?;
+        }
+        Ok(())
+    }
+
+    async fn note_heard(&self, row: &api::ProcessServer) -> Result<(), VaultError> {
+        self.catalog.put_process_server(row).await?;
+        let servers = self.live().servers_heard(&row.name);
+        for (server, heard) in servers {
+            self.catalog.set_heard(server, heard).await?;
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use lifeboat_compute::{ComputeError, QemuProvider, QemuSettings};
 use lifeboat_transport::{Listener, ListenerSettings, ServeError as ListenError, ServerTls};
 use lifeboat_trust::{ClientCertificates, Credentials, Identity, TrustError};
+use lifeboat_wire::event::{Event, Severity};
 
 use crate::error::VaultError;
 use crate::http::{self, VaultService};
@@ -119,6 +120,7 @@ impl RunningVault {
         };
         let vault = Arc::new(open_or_create(&settings.state, store, now).await?);
         tracing::info!(vault = %vault.id(), store = vault.store().url(), "the vault is open");
+        vault.note(started_event(now)).await?;
         let operators = credentials.server_config(ClientCertificates::OperatorsOnly, &revoked.revocations)?;
         let volumes = Volumes::start(Arc::clone(&vault), &settings.nbd, Arc::new(operators)).await?;
         let volumes = Arc::new(volumes);
@@ -157,6 +159,7 @@ impl RunningVault {
                 follow_revocations(&service.revoked, settings.revocations.as_deref()),
                 expire_requests(&service.vault),
                 service.volumes.retry_now_and_then(),
+                service.volumes.end_leases(service.clock),
                 retention::run(
                     Arc::clone(&service.vault),
                     settings.retention_interval.duration(),
@@ -174,6 +177,9 @@ impl RunningVault {
             service.jobs.power_off_all().await;
         }
         service.volumes.stop().await;
+        if let Err(error) = service.vault.note_all_heard().await {
+            tracing::warn!(%error, "it could not be noted when agents were last heard of");
+        }
         service.vault.close().await;
     }
 }
@@ -195,6 +201,18 @@ async fn open_or_create(state: &Path, store: Option<Store>, now: Timestamp) -> R
             Ok(vault)
         }
         opened => Ok(opened?),
+    }
+}
+
+fn started_event(now: Timestamp) -> Event {
+    Event {
+        time: now,
+        severity: Severity::Information,
+        code: "vault_started".into(),
+        server: None,
+        disk: None,
+        message: format!("The vault ({}) was started at {now:.0}.", env!("CARGO_PKG_VERSION")),
+        next_step: String::new(),
     }
 }
 

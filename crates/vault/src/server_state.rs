@@ -20,7 +20,8 @@ pub struct Observed<'a> {
     pub listening_since: Timestamp,
     /// How the server is being captured, by its agent's newest report.
     pub capture: Option<&'a CaptureMode>,
-    /// When its agent was last heard of, by the vault's clock.
+    /// When its agent was last heard of, by the vault's clock; before the vault was started, when no
+    /// process server has told of it since.
     pub heard: Option<Timestamp>,
     /// The process server that told of it, and when that was last heard of.
     pub process_server: Option<(&'a str, Timestamp)>,
@@ -90,6 +91,8 @@ fn silence(observed: &Observed<'_>) -> Option<String> {
         (Some((name, heard)), _) if is_silent(heard) => {
             Some(format!("The process server {name} was last heard of at {heard:.0}."))
         }
+        // Of a vault that has just started, others may not know yet that it is back.
+        (None, Some(_)) if !is_silent(observed.listening_since) => None,
         (_, Some(heard)) if is_silent(heard) => Some(format!("The agent was last heard of at {heard:.0}.")),
         (_, None) if is_silent(observed.listening_since) => {
             Some("Nothing was heard of the agent since the vault was started.".to_owned())
@@ -177,5 +180,24 @@ mod tests {
         assert_eq!(protection, Protection::Disconnected);
         assert!(reason.contains("process server hall-2"), "{reason}");
         assert_eq!(state(None, None, Some(940)).0, Protection::Disconnected);
+    }
+
+    #[test]
+    fn a_vault_that_was_started_waits_a_minute_and_then_says_when_the_agent_was_heard() {
+        let silence = |listening_since: i64| {
+            silence(&Observed {
+                now: at(1_000),
+                listening_since: at(listening_since),
+                capture: None,
+                heard: Some(at(800)),
+                process_server: None,
+                spool: None,
+                rpo: None,
+                interval: Span::seconds(5),
+                disk_trouble: None,
+            })
+        };
+        assert_eq!(silence(990), None);
+        assert_eq!(silence(900).unwrap(), "The agent was last heard of at 1970-01-01T00:13:20Z.");
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_api as api;
-use lifeboat_model::{DiskNumber, PointId, ServerId, VolumeId};
+use lifeboat_model::{DiskNumber, PointId, ServerId, Span, VolumeId};
 use lifeboat_nbd::{Limits, NbdError, NbdServer, tls_uri, unix_uri};
 use lifeboat_volume::{
     BootId, DiskSource, FileSource, FrameCache, Objects, OverlayError, OverlayIdentity, PointDisk,
@@ -30,6 +30,11 @@ use crate::open_disks::{Key, OpenDisks};
 use crate::random;
 use crate::settings::NbdSettings;
 use crate::vault::{Vault, unknown};
+
+mod events;
+mod lease;
+
+use lease::Used;
 
 /// The name of the socket in its directory.
 const SOCKET: &str = "volumes.sock";
@@ -115,6 +120,8 @@ pub struct Volumes {
     open_disks: Arc<OpenDisks>,
     overlays: PathBuf,
     socket: PathBuf,
+    /// The socket's directory was made by this process, which then removes it.
+    made_directory: bool,
     /// Host and port for clients elsewhere.
     remote: Option<(String, u16)>,
     /// Held while one is opened or closed.
@@ -139,6 +146,8 @@ pub(crate) struct LocalDisk {
 struct Served {
     disks: BTreeMap<DiskNumber, VolumeDisk>,
     trouble: Option<Trouble>,
+    lease: Option<Span>,
+    used: Used,
 }
 
 /// Why a volume cannot be served.
@@ -156,7 +165,7 @@ impl Trouble {
 }
 
 impl Volumes {
-    /// Listens, and serves again all volumes that were open. One that cannot be read is listed with
+    /// Serves again all volumes that were open, and listens. One that cannot be read is listed with
     /// its trouble and does not disturb the others. Must be called within a Tokio runtime.
     ///
     /// # Errors
@@ -172,41 +181,42 @@ impl Volumes {
         };
         let overlays = vault.state_path().join("volumes");
         std::fs::create_dir_all(&overlays).map_err(directory(&overlays))?;
+        let made_directory = !settings.socket_directory.exists();
         std::fs::create_dir_all(&settings.socket_directory).map_err(directory(&settings.socket_directory))?;
-        let server = NbdServer::new(Limits::default());
-        let socket = settings.socket_directory.join(SOCKET);
-        server.listen_unix(&socket).await.map_err(|error| match error {
-            NbdError::SocketInUse { .. } | NbdError::PathTooLong { .. } => VolumesError::Socket(error),
-            error => error.into(),
-        })?;
-        let remote = match settings.listen {
-            Some(address) => {
-                let bound = server.listen_tcp(address, tls).await?;
-                let host = settings.host.clone().unwrap_or_else(|| bound.ip().to_string());
-                Some((host, bound.port()))
-            }
-            None => None,
-        };
         let store = vault.store();
         let objects = Objects::new(Arc::clone(store.objects()), store.local_root().map(Path::to_owned));
-        let cache = FrameCache::new(settings.frame_cache_mib << 20);
-        let served = Mutex::default();
-        let volumes = Self {
-            vault,
-            server,
+        let mut volumes = Self {
+            server: NbdServer::new(Limits::default()),
             objects,
-            cache,
+            cache: FrameCache::new(settings.frame_cache_mib << 20),
             open_disks: Arc::default(),
             overlays,
-            socket,
-            remote,
-            served,
+            socket: settings.socket_directory.join(SOCKET),
+            made_directory,
+            remote: None,
+            served: Mutex::default(),
+            vault,
         };
+        // First the volumes: a client that comes back is to find its own.
         volumes.resume().await?;
+        volumes.listen(settings, tls).await?;
         Ok(volumes)
     }
 
-    /// Opens disks of a point.
+    async fn listen(&mut self, settings: &NbdSettings, tls: Arc<ServerConfig>) -> Result<(), VolumesError> {
+        self.server.listen_unix(&self.socket).await.map_err(|error| match error {
+            NbdError::SocketInUse { .. } | NbdError::PathTooLong { .. } => VolumesError::Socket(error),
+            error => error.into(),
+        })?;
+        if let Some(address) = settings.listen {
+            let bound = self.server.listen_tcp(address, tls).await?;
+            let host = settings.host.clone().unwrap_or_else(|| bound.ip().to_string());
+            self.remote = Some((host, bound.port()));
+        }
+        Ok(())
+    }
+
+    /// Opens disks of a point; `by` says for whom, in the event about it.
     ///
     /// # Errors
     /// When there is no such point or disk, or a disk cannot be read. Nothing stays open then.
@@ -214,8 +224,10 @@ impl Volumes {
         &self,
         server: ServerId,
         request: &api::OpenVolume,
+        by: &str,
         now: Timestamp,
     ) -> Result<api::OpenedVolume, VolumesError> {
+        lease::check(request.lease)?;
         let point = self.vault.find_point(server, request.point.as_deref().unwrap_or("latest")).await?;
         let row = self.point(point).await?;
         let disks: Vec<_> = row.disks.iter().map(|disk| disk.disk).collect();
@@ -228,10 +240,20 @@ impl Volumes {
             None => disks,
         };
         let id = VolumeId::new(random::number(self.vault.randomness()).map_err(VaultError::from)?);
-        let volume = VolumeRow { id, server, point, read_only: request.read_only, opened: now, disks };
+        let volume = VolumeRow {
+            id,
+            server,
+            point,
+            read_only: request.read_only,
+            opened: now,
+            disks,
+            lease: request.lease,
+        };
         let mut served = self.served.lock().await;
         self.vault.catalog().put_volume(&volume).await.map_err(VaultError::from)?;
         let disks = self.open_new(&mut served, &volume).await?;
+        drop(served);
+        self.tell(events::opened(&volume, by, now)).await;
         Ok(api::OpenedVolume { volume: id, disks })
     }
 
@@ -255,7 +277,7 @@ impl Volumes {
             return Err(self.vault.no_such_point(server, &point.to_string()).await.into());
         };
         let disks = row.disks.iter().map(|disk| disk.disk).collect();
-        let volume = VolumeRow { id, server, point, read_only: false, opened: now, disks };
+        let volume = VolumeRow { id, server, point, read_only: false, opened: now, disks, lease: None };
         self.vault.catalog().put_volume(&volume).await.map_err(VaultError::from)?;
         self.open_new(&mut served, &volume).await.map(drop)
     }
@@ -310,7 +332,7 @@ impl Volumes {
             Ok(disks) => {
                 let addresses =
                     disks.iter().map(|(disk, open)| self.address(volume.id, *disk, open)).collect();
-                served.insert(volume.id, Served { disks, trouble: None });
+                served.insert(volume.id, Served { disks, lease: volume.lease, ..Served::default() });
                 let VolumeRow { id, point, read_only, .. } = volume;
                 tracing::info!(volume = %id, %point, read_only, "volume opened");
                 Ok(addresses)
@@ -345,6 +367,7 @@ impl Volumes {
                 point_time: point.time,
                 read_only: row.read_only,
                 opened: row.opened,
+                lease: row.lease,
                 overlay_bytes: disks.clone().map(|(_, disk)| disk.overlay_bytes()).sum(),
                 disks: disks.map(|(disk, open)| self.address(row.id, *disk, open)).collect(),
                 trouble: open.and_then(|open| open.trouble.as_ref()).map(|trouble| trouble.message.clone()),
@@ -354,10 +377,11 @@ impl Volumes {
     }
 
     /// Closes a volume, named by id or a unique beginning of one. What was written to it is gone.
+    /// `by` says who closes it, in the event about it.
     ///
     /// # Errors
     /// When there is no such volume, or it cannot be closed whole; closing it again goes on.
-    pub async fn close(&self, text: &str, force: bool) -> Result<(), VolumesError> {
+    pub async fn close(&self, text: &str, force: bool, by: &str, now: Timestamp) -> Result<(), VolumesError> {
         let rows = self.vault.catalog().volumes().await.map_err(VaultError::from)?;
         let matching: Vec<_> =
             rows.iter().filter(|row| !text.is_empty() && row.id.to_string().starts_with(text)).collect();
@@ -381,6 +405,12 @@ impl Volumes {
         if !force {
             self.refuse_in_use(volume).await?;
         }
+        self.close_row(volume).await?;
+        self.tell(events::closed(volume, by, now)).await;
+        Ok(())
+    }
+
+    async fn close_row(&self, volume: &VolumeRow) -> Result<(), VolumesError> {
         let mut served = self.served.lock().await;
         served.remove(&volume.id);
         self.forget(volume).await?;
@@ -388,12 +418,16 @@ impl Volumes {
         Ok(())
     }
 
+    /// Connections to a volume's disks now.
+    fn clients(&self, volume: &VolumeRow) -> usize {
+        volume.disks.iter().map(|disk| self.server.clients(&export_name(volume.id, *disk))).sum()
+    }
+
     /// Fails while clients use the volume. One that has just left may still be seen for a moment.
     async fn refuse_in_use(&self, volume: &VolumeRow) -> Result<(), VolumesError> {
         let patience = Instant::now() + LEAVE_MAX;
         loop {
-            let names = volume.disks.iter().map(|disk| export_name(volume.id, *disk));
-            let clients: usize = names.map(|name| self.server.clients(&name)).sum();
+            let clients = self.clients(volume);
             if clients == 0 {
                 return Ok(());
             }
@@ -411,6 +445,10 @@ impl Volumes {
     /// Stops serving; volumes stay open for the next start.
     pub async fn stop(&self) {
         self.server.shutdown().await;
+        if let Some(directory) = self.socket.parent().filter(|_| self.made_directory) {
+            // Not when there is something else in it.
+            let _ = tokio::fs::remove_dir(directory).await;
+        }
     }
 
     /// A disk of a point, or of what is stored after it, for reading only.
@@ -452,7 +490,7 @@ impl Volumes {
             match self.serve(&row).await {
                 Ok(disks) => {
                     tracing::info!(volume = %row.id, "a volume that was in trouble is served again");
-                    *open = Served { disks, trouble: None };
+                    *open = Served { disks, lease: row.lease, ..Served::default() };
                 }
                 Err(error) => {
                     tracing::debug!(volume = %row.id, %error, "a volume is still in trouble");
@@ -470,14 +508,14 @@ impl Volumes {
         let mut served = self.served.lock().await;
         for row in rows {
             let began = Instant::now();
-            let volume = match self.serve(&row).await {
-                Ok(disks) => Served { disks, trouble: None },
+            let (disks, trouble) = match self.serve(&row).await {
+                Ok(disks) => (disks, None),
                 Err(error) => {
                     tracing::error!(volume = %row.id, %error, "a volume cannot be served again");
-                    Served { disks: BTreeMap::new(), trouble: Some(Trouble::since(began, &error)) }
+                    (BTreeMap::new(), Some(Trouble::since(began, &error)))
                 }
             };
-            served.insert(row.id, volume);
+            served.insert(row.id, Served { disks, trouble, lease: row.lease, used: Used::default() });
         }
         Ok(())
     }

@@ -33,3 +33,15 @@ pub use overlay::{BootId, OverlayIdentity};
 pub use point_disk::PointDisk;
 pub use source::{DiskSource, FileSource, Objects};
 pub use volume_disk::VolumeDisk;
+
+/// For the fuzz targets.
+#[cfg(feature = "fuzz")]
+pub mod fuzz {
+    /// Reads the header of an overlay.
+    ///
+    /// # Panics
+    /// When what was read is not written back as it was.
+    pub fn overlay_header(bytes: &[u8]) {
+        crate::overlay::check_header(bytes);
+    }
+}

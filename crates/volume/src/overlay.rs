@@ -72,6 +72,14 @@ use header::Header;
 use states::BlockStates;
 pub(crate) use states::State;
 
+/// Panics when a header that is read is not written back as it was.
+#[cfg(feature = "fuzz")]
+pub(crate) fn check_header(bytes: &[u8]) {
+    if let Ok(header) = Header::decode(bytes, Path::new("header")) {
+        assert_eq!(header.encode()[..], *bytes);
+    }
+}
+
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Blocks that share a lock against lost updates.
 const STRIPE_BLOCKS: u64 = 1024;

@@ -2,6 +2,7 @@
 
 pub mod certificate;
 pub mod event;
+pub mod export;
 pub mod failover;
 pub mod job;
 pub mod machine;

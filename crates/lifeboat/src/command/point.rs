@@ -7,13 +7,14 @@ use crate::arguments::{Output, PointCommand, SiteArguments};
 use crate::failure::{Answer, Failure};
 use crate::site;
 use crate::table::{milliseconds, print_json, print_line, print_table, time};
+use crate::waiting::{self, Patience};
 
 pub async fn run(arguments: &SiteArguments, command: PointCommand) -> Result<Answer, Failure> {
     let vault = site::connect(arguments)?;
     let json = arguments.output == Output::Json;
     match command {
-        PointCommand::List { server } => {
-            let points = vault.points(&server).await?;
+        PointCommand::List { server, limit } => {
+            let points = vault.points(&server, limit).await?;
             if json {
                 print_json(&points)?;
             } else {
@@ -21,9 +22,12 @@ pub async fn run(arguments: &SiteArguments, command: PointCommand) -> Result<Ans
             }
             Ok(Answer::Done)
         }
-        PointCommand::Take { server, kind, wait } => {
-            let request = vault.take_point(&server, kind).await?;
-            let request = if wait { vault.wait(&request).await? } else { request };
+        PointCommand::Take { server, kind, wait, timeout } => {
+            let mut request = vault.take_point(&server, kind).await?;
+            if wait {
+                let patience = Patience { limit: Some(timeout), needs_agent: true, quiet: json };
+                request = waiting::wait(&vault, request, patience).await?;
+            }
             if json {
                 print_json(&request)?;
             } else {

@@ -8,6 +8,7 @@ use crate::command::status::print_servers;
 use crate::failure::{Answer, Failure};
 use crate::site;
 use crate::table::{milliseconds, print_json, print_line, time};
+use crate::waiting::{self, Patience};
 
 pub async fn run(arguments: &SiteArguments, command: ServerCommand) -> Result<Answer, Failure> {
     let vault = site::connect(arguments)?;
@@ -38,9 +39,12 @@ pub async fn run(arguments: &SiteArguments, command: ServerCommand) -> Result<An
             let server = vault.set_policy(&server, &policy).await?;
             if json { print_json(&server)? } else { print_policy(&server.policy) }
         }
-        ServerCommand::Resync { server, wait } => {
-            let request = vault.resync(&server).await?;
-            let request = if wait { vault.wait(&request).await? } else { request };
+        ServerCommand::Resync { server, wait, timeout } => {
+            let mut request = vault.resync(&server).await?;
+            if wait {
+                let patience = Patience { limit: timeout, needs_agent: true, quiet: json };
+                request = waiting::wait(&vault, request, patience).await?;
+            }
             if json {
                 print_json(&request)?;
             } else {
@@ -147,7 +151,7 @@ fn print_policy(policy: &Policy) {
 
 fn unless_off<T: std::str::FromStr>(text: &str) -> Result<Option<T>, Failure>
 where
-    T::Err: std::error::Error,
+    T::Err: std::error::Error + 'static,
 {
     if text == "off" { Ok(None) } else { Ok(Some(text.parse()?)) }
 }

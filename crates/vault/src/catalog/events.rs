@@ -12,8 +12,15 @@ use super::row::{RowValues, bigint, time_ns};
 
 /// So many events are kept, the newest.
 const EVENTS_MAX: i64 = 10_000;
-/// The same thing within this time is told once. Damaged files are each a thing of its own.
+/// The same thing within this time is told once.
 const REPEATED_WITHIN: SignedDuration = SignedDuration::from_secs(60);
+/// Of these each message is a thing of its own: they name what they are about.
+macro_rules! own_things {
+    () => {
+        "('stored_file_damaged', 'volume_opened', 'volume_closed', 'vault_started', \
+         'process_server_started', 'agent_started')"
+    };
+}
 
 impl Catalog {
     /// Stores events that say something new; says how many did.
@@ -28,14 +35,16 @@ impl Catalog {
         let mut stored = 0;
         for event in events {
             let around = |sign| event.time.saturating_add(REPEATED_WITHIN * sign).unwrap_or(event.time);
-            let statement = query(
+            let statement = query(concat!(
                 "INSERT INTO events (number, time_ns, severity, code, server, disk, message, next_step) \
                  SELECT (SELECT COALESCE(MAX(number), 0) + 1 FROM events), $1, $2, $3, $4, $5, $6, $7 \
                  WHERE NOT EXISTS (SELECT 1 FROM events WHERE code = $3 AND severity = $2 \
                  AND time_ns > $8 AND time_ns < $9 \
                  AND COALESCE(server, '') = COALESCE($4, '') AND COALESCE(disk, -1) = COALESCE($5, -1) \
-                 AND (code <> 'stored_file_damaged' OR message = $6))",
-            )
+                 AND (code NOT IN ",
+                own_things!(),
+                " OR message = $6))",
+            ))
             .bind(time_ns(event.time)?)
             .bind(severity_word(event.severity))
             .bind(event.code.clone())

@@ -31,6 +31,8 @@ pub struct ServerRow {
     pub compared_point: Option<PointId>,
     /// Since when its source may not go on with its history.
     pub fenced: Option<Timestamp>,
+    /// When its agent was last heard of, as far as that was noted.
+    pub heard: Option<Timestamp>,
 }
 
 /// A disk of a server.

@@ -11,7 +11,7 @@ use super::row::{DiskKeyRow, DiskRow, RowValues, ServerRow, ServerTotals, bigint
 macro_rules! select_servers {
     ($rest:literal) => {
         concat!(
-            "SELECT id, name, policy, registered_ns, process_server, compared_point, fenced_ns FROM servers ",
+            "SELECT id, name, policy, registered_ns, process_server, compared_point, heard_ns, fenced_ns FROM servers ",
             $rest
         )
     };
@@ -102,6 +102,17 @@ impl Catalog {
         let statement = query("UPDATE servers SET process_server = $2 WHERE id = $1")
             .bind(server.to_string())
             .bind(process_server.to_owned());
+        self.run_alone(statement).await.map(drop)
+    }
+
+    /// Notes when a server's agent was last heard of.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn set_heard(&self, server: ServerId, heard: Timestamp) -> Result<(), CatalogError> {
+        let statement = query("UPDATE servers SET heard_ns = $2 WHERE id = $1")
+            .bind(server.to_string())
+            .bind(time_ns(heard)?);
         self.run_alone(statement).await.map(drop)
     }
 
@@ -218,6 +229,7 @@ fn server_row(row: &DatabaseRow) -> Result<ServerRow, CatalogError> {
         process_server: row.optional_text("process_server")?,
         compared_point: row.optional_parsed("compared_point")?,
         fenced: row.optional_time("fenced_ns")?,
+        heard: row.optional_time("heard_ns")?,
     })
 }
 

@@ -47,7 +47,7 @@ async fn servers(
     Ok(Json(service.vault.servers(service.now()).await?))
 }
 
-/// One server. `{server}` is everywhere a name, an id or a unique beginning of an id.
+/// One server. `{server}` is everywhere a name, an id or a unique beginning of one.
 #[utoipa::path(
     get, path = "/v1/servers/{server}", params(("server" = String, Path)),
     responses((status = 200, body = Server), (status = "default", body = ErrorBody))

@@ -36,12 +36,12 @@ pub(super) fn process_server_routes() -> Router<VaultService> {
 )]
 async fn open(
     State(service): State<VaultService>,
-    _: OperatorPeer,
+    OperatorPeer(operator): OperatorPeer,
     Path(server): Path<String>,
     Json(body): Json<OpenVolume>,
 ) -> Result<(StatusCode, Json<OpenedVolume>), ApiError> {
     let server = service.vault.find_server(&server).await?;
-    let opened = service.volumes.open(server, &body, service.now()).await?;
+    let opened = service.volumes.open(server, &body, &by(&operator), service.now()).await?;
     Ok((StatusCode::CREATED, Json(opened)))
 }
 
@@ -69,12 +69,16 @@ struct Close {
 )]
 async fn close(
     State(service): State<VaultService>,
-    _: OperatorPeer,
+    OperatorPeer(operator): OperatorPeer,
     Path(volume): Path<String>,
     Query(query): Query<Close>,
 ) -> Result<StatusCode, ApiError> {
-    service.volumes.close(&volume, query.force).await?;
+    service.volumes.close(&volume, query.force, &by(&operator), service.now()).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn by(operator: &str) -> String {
+    format!("operator {operator}")
 }
 
 async fn digests(

@@ -67,6 +67,20 @@ fn decoded(name: &str, bytes: &[u8]) -> Result<PointManifest, ManifestError> {
     decode(&key(), name, bytes)
 }
 
+/// `LIFEBOAT_WRITE_GOLDEN=1 cargo test -p lifeboat-vault golden` writes it when it is missing. That of
+/// a released version is never written again.
+#[test]
+fn a_golden_manifest_is_still_read_and_still_written() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1-point-manifest.json");
+    let written = encode(&key(), NAME, &manifest(12, 3)).unwrap();
+    if std::env::var_os("LIFEBOAT_WRITE_GOLDEN").is_some() && !path.exists() {
+        std::fs::write(&path, &written).unwrap();
+    }
+    let stored = std::fs::read(&path).unwrap();
+    assert_eq!(decoded(NAME, &stored), Ok(manifest(12, 3)));
+    assert!(stored == written, "a manifest would be written otherwise now");
+}
+
 proptest! {
     #[test]
     fn a_manifest_reads_back(number in any::<u64>(), files in 0_u32..20) {

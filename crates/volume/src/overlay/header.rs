@@ -155,3 +155,30 @@ fn u128_at(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; 16] {
     field.copy_from_slice(&bytes[at..at + 16]);
     field
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `LIFEBOAT_WRITE_GOLDEN=1 cargo test -p lifeboat-volume golden` writes it when it is missing. That
+    /// of a released version is never written again.
+    #[test]
+    fn a_golden_header_is_still_read_and_still_written() {
+        let header = Header {
+            identity: OverlayIdentity {
+                vault: VaultId::new(0x0102_0304_0506_0708),
+                server: ServerId::new(2),
+                point: PointId::new(3),
+                disk: DiskNumber(4),
+                disk_bytes: 5 << 30,
+            },
+            boot: BootId::new(*b"a golden boot id"),
+        };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1-overlay-header");
+        if std::env::var_os("LIFEBOAT_WRITE_GOLDEN").is_some() && !path.exists() {
+            fs::write(&path, header.encode()).unwrap();
+        }
+        assert_eq!(Header::read(&path).unwrap(), Some(header));
+        assert_eq!(fs::read(&path).unwrap(), header.encode(), "a header would be written otherwise now");
+    }
+}

@@ -78,6 +78,21 @@ impl Layout {
         self.dir.join(if self.agent_program.is_some() { "agent" } else { "remote-agent" })
     }
 
+    /// Where the vault's socket is: its path must be short, wherever the trial is.
+    fn socket_directory(&self) -> PathBuf {
+        Path::new("/run/lifeboat").join(self.server.to_string())
+    }
+
+    /// Takes away what is outside the trial's directory, once the roles are stopped.
+    pub fn remove_socket_directory(&self) {
+        let directory = self.socket_directory();
+        // A vault that was killed has left it; the parent goes with the last trial.
+        let _ = fs::remove_dir_all(&directory);
+        if let Some(parent) = directory.parent() {
+            let _ = fs::remove_dir(parent);
+        }
+    }
+
     /// The log of a role.
     pub fn log(&self, role: &str) -> PathBuf {
         self.dir.join("logs").join(format!("{role}.log"))
@@ -127,10 +142,7 @@ impl Layout {
             ("credentials", text(&self.dir.join("vault/credentials"))),
             ("state", text(&self.dir.join("vault/state"))),
             ("revocations", text(&self.dir.join("authority/revoked.json"))),
-            (
-                "nbd",
-                table(vec![("socket_directory", format!("/run/lifeboat/{}", self.server).into())]).into(),
-            ),
+            ("nbd", table(vec![("socket_directory", text(&self.socket_directory()))]).into()),
             // Ctrl-C is to leave nothing running.
             ("machines", table(vec![("stop_with_vault", true.into())]).into()),
         ]);

@@ -19,13 +19,12 @@ use lifeboat_client::Vault;
 use lifeboat_model::Span;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::arguments::SiteArguments;
+use crate::arguments::{Output, SiteArguments};
 use crate::failure::{Answer, Failure};
 use crate::site;
-use crate::table::print_line;
 
 use layout::Layout;
-use screen::Screen;
+use screen::{Form, Screen};
 use supervisor::Supervisor;
 
 #[derive(Args)]
@@ -63,7 +62,7 @@ pub struct Options {
 /// How often the screen looks at the vault.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-pub async fn run(_arguments: &SiteArguments, options: &Options) -> Result<Answer, Failure> {
+pub async fn run(arguments: &SiteArguments, options: &Options) -> Result<Answer, Failure> {
     if options.remote_agent.is_none() && !rustix::process::geteuid().is_root() {
         return Err(Failure::new("a trial tracks disks with eBPF, which needs root: run it again with sudo"));
     }
@@ -81,7 +80,12 @@ pub async fn run(_arguments: &SiteArguments, options: &Options) -> Result<Answer
     let site = layout.site();
     site.write(&layout.dir)?;
     site::remember(&site);
-    let mut screen = Screen::new(!options.no_ui && std::io::stdout().is_terminal(), &layout);
+    let form = match arguments.output {
+        Output::Json => Form::Json,
+        Output::Text if !options.no_ui && std::io::stdout().is_terminal() => Form::Live,
+        Output::Text => Form::Lines,
+    };
+    let mut screen = Screen::new(form, &layout);
     let started = tokio::select! {
         started = start(&mut supervisor, &site, &mut screen, options, &layout) => Some(started),
         _ = interrupt.recv() => None,
@@ -99,12 +103,13 @@ pub async fn run(_arguments: &SiteArguments, options: &Options) -> Result<Answer
         None => Ok(()),
     };
     screen.leave();
-    print_line(&format!("Stopping {}.", supervisor.names()));
+    screen.say(&format!("Stopping {}.", supervisor.names()));
     supervisor.stop().await;
+    layout.remove_socket_directory();
     outcome?;
-    print_line("Stopped. Writes to the disks stay tracked; starting the trial again goes on where it was.");
+    screen.say("Stopped. Writes to the disks stay tracked; starting the trial again goes on where it was.");
     if options.remote_agent.is_none() {
-        print_line(&format!(
+        screen.say(&format!(
             "To end tracking: lifeboat-agent untrack --config {}",
             layout.agent_settings().display()
         ));
@@ -196,7 +201,10 @@ async fn watch(
         for sentence in supervisor.restart_dead()? {
             screen.say(&sentence);
         }
-        match tokio::try_join!(vault.server(&name), vault.events(None, Some("warning"), 3)) {
+        match tokio::try_join!(
+            vault.server(&name),
+            vault.events(None, Some("warning"), screen.events_wanted())
+        ) {
             Ok((server, events)) => screen.show(&server, &events),
             Err(error) => screen.say(&format!("The vault does not answer: {error}")),
         }

@@ -132,7 +132,7 @@ impl Capture {
             reads: Disks::new(READ_DEPTH, options.reader_kind)?,
             held: Held::new(options.held_bytes_max),
             heat: Heat::new(),
-            open: OpenBlocks::default(),
+            open: OpenBlocks::new(),
             marks: 0,
             open_mark: None,
         })
@@ -313,7 +313,7 @@ impl Capture {
         taken
     }
 
-    /// Takes blocks that are not marked as written, as if they were.
+    /// Takes blocks that are open and not marked as written, as if they were.
     pub(crate) fn take_open(&mut self, extents: &[(DiskNumber, Extent)]) {
         for (number, extent) in extents {
             let Some(disk) = self.disks.get_mut(number) else { continue };

@@ -9,7 +9,8 @@
 //! 2. **Switch.** The tracker clears `issued` of the other epoch, makes it the current one, and
 //!    fences. This moment is T, one for all disks.
 //! 3. **Take and read.** Take `done` once more and read those blocks, all in parallel, the most
-//!    often rewritten first.
+//!    often rewritten first. With them, the blocks of writes that are with the device around T:
+//!    why, is in [`crate::open`].
 //! 4. **Check.** Right after the read of a block has ended, look whether a write to it was
 //!    issued in the new epoch. If so for any block, the attempt has failed. If for none, the
 //!    point is valid and everything in memory goes to the sink.
@@ -59,8 +60,6 @@
 //! For the same reason the held blocks may be handed to the sink at any time *before* the switch,
 //! as ordinary pre-copy, when memory runs short: later messages override earlier ones. After a
 //! valid check they are all handed over before anything else is taken.
-//!
-//! The last step of an attempt, blocks whose completion was not reported, is in [`crate::open`].
 //!
 //! # When it does not work out
 //!
@@ -211,7 +210,7 @@ impl Capture {
         loop {
             self.settle(run, sink)?;
             let moment = self.switch(run, clock);
-            match self.take_after_switch(run) {
+            match self.take_after_switch(run, moment) {
                 Err(taken) => self.absorb(&taken, run, sink)?,
                 Ok(order) if self.read_and_check(run, moment, &order)? && self.read_open(run, moment)? => {
                     let checked = Instant::now();
@@ -284,6 +283,7 @@ impl Capture {
     pub(crate) fn switch(&mut self, run: &mut Run, clock: &dyn Fn() -> Timestamp) -> Moment {
         run.attempts += 1;
         self.pause_for_tests();
+        self.find_open();
         // Read before the switch: all that was complete at this time is in the point.
         let time = clock();
         let trackers = self.disks.values_mut().map(|disk| &mut disk.tracker);
@@ -299,14 +299,17 @@ impl Capture {
 
     /// Step 3, the take: what is to be read, the hottest first. `Err` has what was taken when it
     /// is too much for the point; the caller owes it to [`Self::absorb`].
-    pub(crate) fn take_after_switch(&mut self, run: &mut Run) -> Result<Extents, Taken> {
+    pub(crate) fn take_after_switch(&mut self, run: &mut Run, moment: Moment) -> Result<Extents, Taken> {
+        self.find_open_before(moment);
         let taken = self.take_all();
-        run.blocks_in_window = taken.blocks;
-        if taken.more || taken.blocks > self.held.room() {
+        let open = self.open.besides(&taken.extents);
+        run.blocks_in_window = taken.blocks + open.len() as u64;
+        if taken.more || run.blocks_in_window > self.held.room() {
             run.too_many += 1;
             return Err(taken);
         }
-        let mut order: Vec<_> = in_frames(&taken.extents).collect();
+        self.take_open(&open);
+        let mut order: Vec<_> = in_frames(&taken.extents).chain(open).collect();
         order.sort_by_cached_key(|(disk, extent)| std::cmp::Reverse(self.heat.of_extent(*disk, *extent)));
         Ok(order)
     }

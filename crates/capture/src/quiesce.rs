@@ -411,7 +411,7 @@ impl Capture {
         frozen.check()?;
         let moment = self.switch(run, clock);
         frozen.check()?;
-        let mut order = match self.take_after_switch(run) {
+        let mut order = match self.take_after_switch(run, moment) {
             Ok(order) => order,
             Err(taken) => {
                 let thawed = frozen.thaw();

@@ -146,10 +146,11 @@ impl<'a> Bitmap<'a> {
         }
     }
 
-    /// Of `open`: reports what is set here and not in `issued`, by words. The programs set blocks,
-    /// then the summary, and clear blocks alone; the summary is tidied here, in the order of a
-    /// take: cleared, then looked, then set again where something is left.
-    pub(crate) fn visit_open(self, issued: Bitmap<'_>, report: &mut impl FnMut(usize, u64)) {
+    /// Of `open`: reports what is set here and not in `issued`, by words; all of it without
+    /// `issued`. The programs set blocks, then the summary, and clear blocks alone; the summary is
+    /// tidied here, in the order of a take: cleared, then looked, then set again where something
+    /// is left.
+    pub(crate) fn visit_open(self, issued: Option<Bitmap<'_>>, report: &mut impl FnMut(usize, u64)) {
         let summary_base = self.layout.summary_base();
         for word in 0..self.layout.region_words() {
             let marked = self.words[summary_base + word].load(SeqCst);
@@ -163,8 +164,9 @@ impl<'a> Bitmap<'a> {
                     let open = open.load(SeqCst);
                     left |= open;
                     // The program sets the bit in `issued` first.
-                    let before = open & !issued.words[word].load(SeqCst) & self.layout.valid_bits(word);
-                    if before != 0 && !issued.is_whole(region) {
+                    let after = issued.map_or(0, |issued| issued.word_of(region, word));
+                    let before = open & !after & self.layout.valid_bits(word);
+                    if before != 0 {
                         report(word, before);
                     }
                 }
@@ -199,6 +201,11 @@ impl<'a> Bitmap<'a> {
     pub(crate) fn any(self) -> bool {
         let summary_base = self.layout.summary_base();
         self.words[summary_base..].iter().any(|word| word.load(SeqCst) != 0)
+    }
+
+    /// The blocks of a word, all of them when the whole region is marked.
+    fn word_of(self, region: usize, word: usize) -> u64 {
+        if self.is_whole(region) { u64::MAX } else { self.words[word].load(SeqCst) }
     }
 
     fn set_summary(self, region: usize) {

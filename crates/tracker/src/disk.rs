@@ -191,19 +191,25 @@ impl DiskTracker {
         self.issued(side).any()
     }
 
-    /// The blocks with a write that was sent before the epoch of `side` and has not completed,
-    /// as far as the programs were told: it is in flight, or its completion was not reported.
-    /// Always empty with [`Variant::PlainBytes`], and without writes longer than 16 MiB.
-    #[must_use]
-    pub fn open_before(&mut self, side: EpochSide) -> Vec<Extent> {
-        let mut extents = Vec::new();
-        let mut join = Joiner::new(|extent| extents.push(extent));
-        self.open().visit_open(self.issued(side), &mut |word, bits| join.word(word, bits));
-        join.finish();
-        extents
+    /// Reports the blocks with a write that was sent and has not completed, as far as the programs
+    /// were told: it is in flight, or its completion was not reported. None with
+    /// [`Variant::PlainBytes`], and without writes longer than 16 MiB and discards.
+    pub fn open_now(&mut self, report: impl FnMut(Extent)) {
+        self.visit_open(None, report);
     }
 
-    /// Takes blocks that no completion was reported for, as [`Self::take`] would have.
+    /// As [`Self::open_now`], without the blocks that a write was sent to in the epoch of `side`.
+    pub fn open_before(&mut self, side: EpochSide, report: impl FnMut(Extent)) {
+        self.visit_open(Some(self.issued(side)), report);
+    }
+
+    fn visit_open(&self, issued: Option<Bitmap<'_>>, report: impl FnMut(Extent)) {
+        let mut join = Joiner::new(report);
+        self.open().visit_open(issued, &mut |word, bits| join.word(word, bits));
+        join.finish();
+    }
+
+    /// Takes blocks that are open, as [`Self::take`] would have taken them had they completed.
     pub fn take_open(&mut self, extent: Extent) {
         self.taken().set(extent);
     }

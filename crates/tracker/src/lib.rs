@@ -48,8 +48,9 @@
 //! All this rests on every completion being reported. Some kernels withhold reports: seen on a
 //! hardened 6.18, which runs no program for an interrupt that arrives in the context of a process
 //! that it protects. A block whose write was sent and never reported stays in `open`;
-//! [`DiskTracker::open_before`] gives those, and each point reads them too. Programs without
-//! atomic operations cannot keep `open`.
+//! [`DiskTracker::open_now`] gives those, and each point reads them too. Programs without
+//! atomic operations cannot keep `open`. A write that was not even reported as *sent* is not
+//! found by anything.
 //!
 //! # What is not seen
 //!

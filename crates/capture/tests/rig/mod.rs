@@ -128,13 +128,26 @@ impl Rig {
         Self { capture: Some(capture), disks, pins }
     }
 
-    /// As a kernel does that skips the programs.
-    pub fn stop_reporting_completions(&self) {
+    /// As a kernel does that skips the programs. The kernel detaches them when it comes to it, so
+    /// the first block of each disk is written until that is not reported any more.
+    pub fn stop_reporting_completions(&mut self) {
         for disk in &self.disks {
             let key = DiskDevice::inspect(&disk.path).unwrap().key;
             for copy in 0..3 {
                 let link = format!("disk-{key}/link_on_complete_{copy}");
                 std::fs::remove_file(self.pins.join(link)).unwrap();
+            }
+        }
+        for number in 0..self.disks.len() {
+            let disk = DiskNumber(u16::try_from(number).unwrap());
+            let file = self.disks[number].open();
+            loop {
+                let before = self.capture().tracker(disk).unwrap().stats();
+                file.write_all_at(Aligned::new(BLOCK_BYTES).stamp(1), 0).unwrap();
+                let after = self.capture().tracker(disk).unwrap().stats();
+                if after.issues > before.issues && after.completions == before.completions {
+                    break;
+                }
             }
         }
     }

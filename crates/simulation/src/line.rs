@@ -13,6 +13,7 @@ use lifeboat_agent::engine::{Failure, OpenEpoch};
 use lifeboat_hrl::verify_file;
 use lifeboat_model::{BlockDigest, DiskNumber, PointId, ServerId};
 use lifeboat_process_server::{Gateway, LinkError, Refusal, UploadError};
+use lifeboat_vault::catalog::PointFilter;
 use lifeboat_vault::{Vault, VaultError, VolumesError};
 use lifeboat_volume::PointDisk;
 use lifeboat_wire::agent::{DigestRequest, DiskDescription, DiskState, SealPoint};
@@ -581,7 +582,15 @@ impl Line {
                 commit.seal.point
             );
         }
-        self.model.committed.entry(commit.server).or_default().insert(commit.seal.point, commit.seal.time);
+        // The vault may give it another time than its agent did. None when it is removed already.
+        let vault = self.recovery.vault.clone();
+        let listed = match &vault {
+            Some(vault) => vault.catalog().points(PointFilter::Id(commit.seal.point)).await.unwrap().pop(),
+            None => None,
+        };
+        if let Some(row) = listed {
+            self.model.committed.entry(commit.server).or_default().insert(row.id, row.time);
+        }
         for disk in &commit.seal.disks {
             let newest = self.model.committed_epochs.entry((commit.server, disk.disk)).or_default();
             *newest = disk.epoch.max(*newest);

@@ -15,6 +15,7 @@ mod object_name;
 mod open_disks;
 mod overview;
 mod random;
+pub mod point_time;
 pub mod rebuild;
 mod registration;
 mod reports;

@@ -166,11 +166,11 @@ impl Engine {
         if let Some(disk) = self.compare_asks_for() {
             return Some(Action::Collected(disk));
         }
-        let (purpose, after) = (self.next_purpose(now)?, self.record.last_point);
+        let (purpose, newest) = (self.next_purpose(now)?, self.record.last_point);
         let point = purpose.way.map(|way| PointOrder {
             way,
             timeout: self.schedule.timeout,
-            after,
+            newest,
             collect: purpose.collect,
         });
         self.flow = Flow::Running(purpose);

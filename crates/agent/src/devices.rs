@@ -213,12 +213,21 @@ impl Devices {
             self.unreported.remove(&disk);
         }
         let tracker = self.apart.remove(&disk).or_else(|| self.capture.remove_disk(disk));
-        if untrack
-            && let Some(tracker) = tracker
-            && let Err(error) = self.capture.trackers().detach(tracker.key())
-        {
+        drop(tracker);
+        if untrack && let Err(error) = self.untrack(disk) {
             tracing::warn!(%disk, %error, "the tracking of a disk that is no longer protected goes on");
         }
+    }
+
+    /// Ends the tracking of a disk, also one that this process never opened.
+    fn untrack(&mut self, disk: DiskNumber) -> Result<(), TrackerError> {
+        let set = self.capture.trackers();
+        for tracked in set.list()? {
+            if tracked.key.as_str().starts_with(&key_prefix(disk)) {
+                set.detach(&tracked.key)?;
+            }
+        }
+        Ok(())
     }
 
     fn join(&mut self, disk: DiskNumber) -> Result<(), DiskProblem> {

@@ -8,7 +8,7 @@ use lifeboat_api::{
     Event, OpenVolume, OpenedVolume, Point, Policy, Request, RequestState, Server, Status, TakePoint, Verify,
     VerifyKind, Volume,
 };
-use lifeboat_model::PointKind;
+use lifeboat_model::{DiskNumber, PointKind};
 use lifeboat_transport::{Call, Client, ClientError, Method};
 use lifeboat_trust::{Credentials, TrustError};
 
@@ -70,6 +70,13 @@ impl Vault {
     #[allow(clippy::missing_errors_doc)]
     pub async fn set_policy(&self, server: &str, policy: &Policy) -> Result<Server> {
         Ok(self.client.put(&of_server(server, "/policy"), policy).await?)
+    }
+
+    /// Takes a disk out of protection; points that have it stay.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn remove_disk(&self, server: &str, disk: DiskNumber) -> Result<()> {
+        let path = of_server(server, &format!("/disks/{disk}"));
+        Ok(self.client.call(Method::DELETE, &path).send().await?)
     }
 
     /// The recovery points of a server, newest first.

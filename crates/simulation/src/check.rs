@@ -129,8 +129,11 @@ impl Line {
                 let before = pair[0].disks.iter().find(|before| before.disk == disk.disk);
                 assert!(before.is_none_or(|before| before.epoch < disk.epoch), "epochs out of order");
             }
-            let left_out =
-                pair[0].disks.iter().find(|disk| !pair[1].disks.iter().any(|d| d.disk == disk.disk));
+            let removed = self.model.points.get(&pair[1].id).map(|point| &point.removed);
+            let may_lack = |disk: DiskNumber| removed.is_some_and(|removed| removed.contains(&disk));
+            let left_out = pair[0].disks.iter().find(|disk| {
+                !pair[1].disks.iter().any(|d| d.disk == disk.disk) && !may_lack(disk.disk)
+            });
             assert!(left_out.is_none(), "point {} is half there", pair[1].id);
         }
         let listed: BTreeSet<PointId> = rows.iter().map(|row| row.id).collect();

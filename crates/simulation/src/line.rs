@@ -269,11 +269,22 @@ impl Line {
             return Err(Failure::Away("cut off".into()));
         }
         let gateway = self.gateway()?;
+        let open: Vec<_> = seal
+            .removed
+            .iter()
+            .filter_map(|disk| Some((*disk, gateway.disk_state(server, *disk)?.epoch)))
+            .collect();
         let sealed = gateway.seal_point(server, seal, self.wall(self.clocks.site_ms));
         if let Err(refusal) = &sealed {
             return Err(self.judge("seal", refusal));
         }
         self.model.figures.sealed += 1;
+        // What was sent of a disk that is protected no longer, and is in no point, is not needed.
+        let site = self.current;
+        self.model.acknowledged.retain(|place, _| {
+            let of_removed = open.contains(&(place.disk, place.epoch));
+            (place.site, place.server) != (site, server) || !of_removed
+        });
         self.note(format!("  point {} of {server} is sealed", seal.point));
         if self.chance(self.faults.streams, 50) {
             let again = gateway.seal_point(server, seal, self.wall(self.clocks.site_ms));

@@ -375,7 +375,9 @@ impl World {
                 self.agents[agent].lose_record();
             }
             17 => {
-                let disks = self.agents[agent].disks.len();
+                let most = self.agents[agent].disks.len();
+                let disks = self.line.random.random_range(1..=most);
+                self.line.note(format!("{} is to protect {disks} disks", self.agents[agent].label));
                 self.agents[agent].want(disks);
             }
             _ => {}

@@ -71,6 +71,9 @@ impl Vault {
             now,
         );
         let files = self.check_stored(commit, now).await?;
+        // Before the manifest, which tells of the disks as they are with this point.
+        self.change_disks(commit.server, commit_rules::changed_disks(&history, commit), &mut progress, now)
+            .await?;
         let manifest = PointManifest {
             server: self.server_manifest(commit.server).await?,
             number: newest.as_ref().map_or(1, |newest| newest.number + 1),

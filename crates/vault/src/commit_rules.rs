@@ -73,7 +73,7 @@ pub enum CommitRefusal {
     /// A disk of the newest point is not in this one.
     #[error(
         "disk {disk} is in the server's newest point {newest} but not in this one; if it is not to be \
-         protected any more, remove it from the server first"
+         protected any more, say so with: lifeboat server remove-disk SERVER {disk}"
     )]
     DiskMissing {
         /// The disk.
@@ -185,12 +185,31 @@ pub fn check(history: &History, commit: &CommitPoint) -> Result<(), CommitRefusa
         let left_out = newest
             .disks
             .iter()
-            .find(|disk| !parts.contains_key(disk) && history.known.get(disk) != Some(&Removed::Yes));
+            .find(|disk| !parts.contains_key(disk) && !is_removed(history, commit, **disk));
         if let Some(disk) = left_out {
             return Err(CommitRefusal::DiskMissing { disk: *disk, newest: newest.point });
         }
     }
     check_files(commit, &parts)
+}
+
+/// Whether a disk need not be in a point: an operator removed it here, or took it out of the agent's settings.
+fn is_removed(history: &History, commit: &CommitPoint, disk: DiskNumber) -> bool {
+    history.known.get(&disk) == Some(&Removed::Yes) || commit.seal.removed.contains(&disk)
+}
+
+/// Disks whose protection a commit changes, and how.
+#[must_use]
+pub fn changed_disks(history: &History, commit: &CommitPoint) -> Vec<(DiskNumber, Removed)> {
+    let has = |disk: &DiskNumber| commit.seal.disks.iter().any(|sealed| sealed.disk == *disk);
+    let had = |disk: &DiskNumber| history.newest.as_ref().is_some_and(|newest| newest.disks.contains(disk));
+    let change = |(disk, removed): (&DiskNumber, &Removed)| match removed {
+        Removed::No if commit.seal.removed.contains(disk) && !has(disk) => Some((*disk, Removed::Yes)),
+        // It is back. One that is still in points from before it was removed is not.
+        Removed::Yes if has(disk) && !had(disk) => Some((*disk, Removed::No)),
+        _ => None,
+    };
+    history.known.iter().filter_map(change).collect()
 }
 
 fn check_files(

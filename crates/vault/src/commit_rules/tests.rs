@@ -39,6 +39,7 @@ fn commit(seconds: i64, disks: &[(u16, u64, u32)]) -> CommitPoint {
             time: at(seconds),
             kind: PointKind::Crash,
             disks: disks.iter().map(sealed).collect(),
+            removed: Vec::new(),
             capture: CaptureFigures::default(),
         },
         files: disks.iter().flat_map(files).collect(),
@@ -109,6 +110,23 @@ fn a_disk_may_be_left_out_only_when_it_was_removed() {
         matches!(back, CommitRefusal::Epoch { .. }),
         "a disk that comes back goes on with its epochs: {back}"
     );
+}
+
+#[test]
+fn a_disk_may_be_left_out_when_the_agent_says_that_it_was_taken_out_of_the_settings() {
+    let mut history = after(known(2), &commit(100, &[(0, 1, 1), (1, 1, 1)]));
+    let mut without = commit(101, &[(0, 2, 1)]);
+    without.seal.removed = vec![DiskNumber(1)];
+    assert_eq!(judge(&history, &without), Ok(()));
+    assert_eq!(changed_disks(&history, &without), [(DiskNumber(1), Removed::Yes)]);
+    history.known.insert(DiskNumber(1), Removed::Yes);
+    // A point that was sealed before still has it: it stays removed.
+    assert_eq!(changed_disks(&history, &commit(101, &[(0, 2, 1), (1, 2, 1)])), []);
+    let history = after(history, &without);
+    assert_eq!(changed_disks(&history, &without), [], "said again with every point");
+    let back = commit(102, &[(0, 3, 1), (1, 2, 1)]);
+    assert_eq!(judge(&history, &back), Ok(()));
+    assert_eq!(changed_disks(&history, &back), [(DiskNumber(1), Removed::No)]);
 }
 
 #[test]

@@ -99,6 +99,35 @@ async fn another_history_is_refused_with_the_reason() {
     assert_eq!(listed(&fixture.vault, SERVER).await, [point(SERVER, 10)]);
 }
 
+#[tokio::test]
+async fn a_disk_that_the_agents_settings_name_no_longer_is_in_no_later_point() {
+    let fixture = Fixture::new().await;
+    let vault = &fixture.vault;
+    register(vault, SERVER, "db1", 0).await;
+    register(vault, SERVER, "db1", 1).await;
+    take(vault, 10, &[(0, 1, 1), (1, 1, 1)]).await;
+    let numbers = async || {
+        let server = vault.server(SERVER, at(100)).await.unwrap();
+        server.disks.iter().map(|disk| disk.number.0).collect::<Vec<_>>()
+    };
+    let mut without = commit(SERVER, 20, &[(0, 2, 1)]);
+    upload_all(vault, &without).await.unwrap();
+    let error = vault.commit_point(PROCESS_SERVER, &without, at(21)).await.unwrap_err();
+    assert!(error.to_string().contains("lifeboat server remove-disk SERVER 1"), "{error}");
+    assert_eq!(numbers().await, [0, 1]);
+    without.seal.removed = vec![DiskNumber(1)];
+    vault.commit_point(PROCESS_SERVER, &without, at(21)).await.unwrap();
+    assert_eq!(numbers().await, [0]);
+    let told = vault.catalog().events(Severity::Information, Some(SERVER), 1).await.unwrap();
+    assert_eq!((told[0].code.as_str(), told[0].disk), ("disk_removed", Some(DiskNumber(1))));
+    // It is described and copied again.
+    register(vault, SERVER, "db1", 1).await;
+    assert_eq!(numbers().await, [0, 1]);
+    take(vault, 30, &[(0, 3, 1), (1, 2, 1)]).await;
+    assert_eq!(numbers().await, [0, 1]);
+    check_all_points(vault).await;
+}
+
 /// Commits the next epoch of disk 0, with the times that the three clocks say; the time it gets.
 async fn commit_with_clocks(vault: &Vault, epoch: u64, agent: i64, process_server: i64, now: i64) -> i64 {
     let mut tried = commit(SERVER, agent, &[(0, epoch, 1)]);

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use lifeboat_capture::{
     Capture, CaptureError, CapturedPoint, Mark, PointError, QuiesceHooks, QuiesceOptions, ReadError,
     Unfreezable, Unreadable,
@@ -213,12 +213,21 @@ impl Devices {
             self.unreported.remove(&disk);
         }
         let tracker = self.apart.remove(&disk).or_else(|| self.capture.remove_disk(disk));
-        if untrack
-            && let Some(tracker) = tracker
-            && let Err(error) = self.capture.trackers().detach(tracker.key())
-        {
+        drop(tracker);
+        if untrack && let Err(error) = self.untrack(disk) {
             tracing::warn!(%disk, %error, "the tracking of a disk that is no longer protected goes on");
         }
+    }
+
+    /// Ends the tracking of a disk, also one that this process never opened.
+    fn untrack(&mut self, disk: DiskNumber) -> Result<(), TrackerError> {
+        let set = self.capture.trackers();
+        for tracked in set.list()? {
+            if tracked.key.as_str().starts_with(&key_prefix(disk)) {
+                set.detach(&tracked.key)?;
+            }
+        }
+        Ok(())
     }
 
     fn join(&mut self, disk: DiskNumber) -> Result<(), DiskProblem> {
@@ -320,11 +329,10 @@ impl Devices {
 
     fn point(&mut self, order: &PointOrder, sink: &mut PartSink) -> Result<CapturedPoint, PointError> {
         let deadline = Instant::now() + order.timeout;
-        // Times of points only grow, so that their order is never in doubt; a clock that was set
-        // back is told, and the times crawl until it has caught up.
-        let earliest = order.after.and_then(|after| after.checked_add(SignedDuration::from_millis(1)).ok());
-        let clock = || earliest.map_or_else(Timestamp::now, |earliest| Timestamp::now().max(earliest));
-        self.tell_of_clock(order.after);
+        // What the clock says, also when it was set: the vault keeps the order of points by their numbers,
+        // and knows a time that cannot be.
+        let clock = Timestamp::now;
+        self.tell_of_clock(order.newest);
         let captured = match order.way {
             Way::Optimistic => self.capture.optimistic_point(sink, deadline, &clock),
             Way::Quiesced | Way::QuiescedIfPossible => {
@@ -349,20 +357,20 @@ impl Devices {
         captured
     }
 
-    fn tell_of_clock(&mut self, after: Option<Timestamp>) {
+    fn tell_of_clock(&mut self, newest: Option<Timestamp>) {
         let now = Timestamp::now();
-        let behind = after.is_some_and(|after| now <= after);
+        let behind = newest.is_some_and(|newest| now <= newest);
         if behind && !self.clock_was_behind {
             self.inbox.tell(Notice {
                 severity: Severity::Warning,
                 code: "clock_jumped",
                 disk: None,
                 message: format!(
-                    "The clock says {now}, which is before the newest point ({}): the times of points stay later \
-                     than that until the clock has caught up.",
-                    after.map(|after| after.to_string()).unwrap_or_default()
+                    "The clock says {now}, which is before the newest point ({}): it was ahead then, or is \
+                     behind now. Points go on.",
+                    newest.map(|newest| newest.to_string()).unwrap_or_default()
                 ),
-                next_step: "Set the clock right, best by NTP.".into(),
+                next_step: "See that the clock is right, best by NTP.".into(),
             });
         }
         self.clock_was_behind = behind;

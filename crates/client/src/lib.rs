@@ -6,10 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lifeboat_api::{
     ChangePoint, CleanUp, Console, Event, Failover, Job, JobState, Machine, OpenVolume, OpenedVolume, Point,
-    Policy, Request, Server, Status, TakePoint, Target, TestFailover, Verify, VerifyKind,
-    Volume,
+    Policy, Request, Server, Status, TakePoint, Target, TestFailover, Verify, VerifyKind, Volume,
 };
-use lifeboat_model::PointKind;
+use lifeboat_model::{DiskNumber, PointKind};
 use lifeboat_transport::{Call, Client, ClientError, Method};
 use lifeboat_trust::{Credentials, TrustError};
 
@@ -79,6 +78,13 @@ impl Vault {
     #[allow(clippy::missing_errors_doc)]
     pub async fn set_policy(&self, server: &str, policy: &Policy) -> Result<Server> {
         Ok(self.client.put(&of_server(server, "/policy"), policy).await?)
+    }
+
+    /// Takes a disk out of protection; points that have it stay.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn remove_disk(&self, server: &str, disk: DiskNumber) -> Result<()> {
+        let path = of_server(server, &format!("/disks/{disk}"));
+        Ok(self.client.call(Method::DELETE, &path).send().await?)
     }
 
     /// The recovery points of a server, newest first; at most `limit`.

@@ -136,6 +136,17 @@ pub enum ServerCommand {
         #[arg(long, value_name = "BYTES|off")]
         copy_limit: Option<String>,
     },
+    /// Take a disk out of protection; the points that have it stay.
+    ///
+    /// Only needed where the agent cannot say so itself. Otherwise take the disk out of `disks` in the
+    /// agent's settings: while they name it, the agent brings it back.
+    RemoveDisk {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// The disk's number.
+        disk: DiskNumber,
+    },
     /// Compare all disks with the copy and send what differs.
     Resync {
         /// Name, id or unique beginning of one.

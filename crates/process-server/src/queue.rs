@@ -357,6 +357,24 @@ impl ServerQueue {
         damage.push_str(why);
     }
 
+    /// Gives up the open epoch of a disk that is protected no longer: its files, which are to be removed.
+    pub fn forget_open(&mut self, number: DiskNumber) -> Vec<FileKey> {
+        let Some(disk) = self.disks.get_mut(&number).filter(|disk| !disk.publishing) else {
+            return Vec::new();
+        };
+        if let Some(receiving) = disk.receiving.take() {
+            receiving.cancel.cancel();
+        }
+        // That the vault does not know its latest description matters no more, and would bring it back.
+        disk.known.vault_knows = true;
+        let open = disk.open;
+        let keys: Vec<FileKey> = self.epoch_files(number, open).map(|(key, _)| *key).collect();
+        for key in &keys {
+            self.files.remove(key);
+        }
+        keys
+    }
+
     /// A copy of what must be remembered.
     pub fn known(&self) -> KnownServer {
         KnownServer { disks: self.disks.iter().map(|(number, disk)| (*number, disk.known.clone())).collect() }

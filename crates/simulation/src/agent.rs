@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use lifeboat_agent::engine::{
     Action, CopyJob, CopyStep, DiskProblem, Engine, Event, Failure, Job, OpenEpoch, Opened, PointFailure,
     Round, RoundDone, RoundEnd, Tracking, WantedDisk,
@@ -312,7 +311,8 @@ impl Agent {
             return;
         };
         let images = seal.disks.iter().map(|disk| (disk.disk, Rc::clone(&captured[&disk.disk]))).collect();
-        let expected = ExpectedPoint { server: self.server, time: seal.time, images };
+        let expected =
+            ExpectedPoint { server: self.server, time: seal.time, removed: seal.removed.clone(), images };
         line.model.points.entry(seal.point).or_insert(expected);
     }
 
@@ -369,11 +369,9 @@ impl Agent {
             self.send(place, messages, line)?;
         }
         done.parts = open.iter().map(|place| (place.disk, place.part)).collect();
-        if let Some(order) = order {
-            let wall = line.wall(line.clocks.agent_ms);
-            let later = order.after.map(|after| after + SignedDuration::from_millis(1));
+        if order.is_some() {
             let point = CapturedPoint {
-                time: later.map_or(wall, |later| later.max(wall)),
+                time: line.wall(line.clocks.agent_ms),
                 kind: PointKind::Crash,
                 figures: CaptureFigures::default(),
                 disks: open

@@ -13,6 +13,7 @@ use lifeboat_agent::engine::{Failure, OpenEpoch};
 use lifeboat_hrl::verify_file;
 use lifeboat_model::{BlockDigest, DiskNumber, PointId, ServerId};
 use lifeboat_process_server::{Gateway, LinkError, Refusal, UploadError};
+use lifeboat_vault::catalog::PointFilter;
 use lifeboat_vault::{Vault, VaultError, VolumesError};
 use lifeboat_volume::PointDisk;
 use lifeboat_wire::agent::{DigestRequest, DiskDescription, DiskState, SealPoint};
@@ -268,11 +269,22 @@ impl Line {
             return Err(Failure::Away("cut off".into()));
         }
         let gateway = self.gateway()?;
+        let open: Vec<_> = seal
+            .removed
+            .iter()
+            .filter_map(|disk| Some((*disk, gateway.disk_state(server, *disk)?.epoch)))
+            .collect();
         let sealed = gateway.seal_point(server, seal, self.wall(self.clocks.site_ms));
         if let Err(refusal) = &sealed {
             return Err(self.judge("seal", refusal));
         }
         self.model.figures.sealed += 1;
+        // What was sent of a disk that is protected no longer, and is in no point, is not needed.
+        let site = self.current;
+        self.model.acknowledged.retain(|place, _| {
+            let of_removed = open.contains(&(place.disk, place.epoch));
+            (place.site, place.server) != (site, server) || !of_removed
+        });
         self.note(format!("  point {} of {server} is sealed", seal.point));
         if self.chance(self.faults.streams, 50) {
             let again = gateway.seal_point(server, seal, self.wall(self.clocks.site_ms));
@@ -581,7 +593,15 @@ impl Line {
                 commit.seal.point
             );
         }
-        self.model.committed.entry(commit.server).or_default().insert(commit.seal.point, commit.seal.time);
+        // The vault may give it another time than its agent did. None when it is removed already.
+        let vault = self.recovery.vault.clone();
+        let listed = match &vault {
+            Some(vault) => vault.catalog().points(PointFilter::Id(commit.seal.point)).await.unwrap().pop(),
+            None => None,
+        };
+        if let Some(row) = listed {
+            self.model.committed.entry(commit.server).or_default().insert(row.id, row.time);
+        }
         for disk in &commit.seal.disks {
             let newest = self.model.committed_epochs.entry((commit.server, disk.disk)).or_default();
             *newest = disk.epoch.max(*newest);

@@ -14,6 +14,8 @@ use crate::content::Image;
 pub struct ExpectedPoint {
     pub server: ServerId,
     pub time: Timestamp,
+    /// Disks that the operator had taken out of the agent's settings.
+    pub removed: Vec<DiskNumber>,
     /// The disks at its time.
     pub images: BTreeMap<DiskNumber, Rc<Image>>,
 }

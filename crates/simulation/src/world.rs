@@ -376,7 +376,9 @@ impl World {
                 self.agents[agent].lose_record();
             }
             17 => {
-                let disks = self.agents[agent].disks.len();
+                let most = self.agents[agent].disks.len();
+                let disks = self.line.random.random_range(1..=most);
+                self.line.note(format!("{} is to protect {disks} disks", self.agents[agent].label));
                 self.agents[agent].want(disks);
             }
             _ => {}
@@ -459,12 +461,16 @@ impl World {
     }
 
     fn jump_clock(&mut self) {
-        let most = [5_000, 120_000, 3_600_000][self.line.random.random_range(0..3)];
+        const DAY_MS: i64 = 86_400_000;
+        let most =
+            [5_000, 120_000, 3_600_000, 3 * DAY_MS, 2_000 * DAY_MS][self.line.random.random_range(0..5)];
         let to = self.line.random.random_range(-most..=most);
-        match self.line.random.random_range(0..3) {
+        match self.line.random.random_range(0..4) {
             0 => self.line.clocks.agent_ms = to,
             1 => self.line.clocks.site_ms = to,
-            _ => self.line.clocks.vault_ms = to,
+            2 => self.line.clocks.vault_ms = to,
+            // All roles on one machine.
+            _ => self.line.clocks = Clocks { agent_ms: to, site_ms: to, vault_ms: to },
         }
         self.line.note(format!("a clock jumps: {:?}", self.line.clocks));
         self.line.advance(Duration::ZERO);
@@ -540,9 +546,7 @@ impl World {
                     return;
                 }
             }
-            // A point of a clock that was ahead is taken when its time has come.
-            let seconds = if round % 100 == 99 { 1200 } else { 1 };
-            self.line.advance(Duration::from_secs(seconds));
+            self.line.advance(Duration::from_secs(1));
         }
         let states: Vec<_> = self.agents.iter().map(Agent::state).collect();
         panic!("the copy does not become equal to its source: {states:?}");

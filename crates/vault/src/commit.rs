@@ -28,6 +28,7 @@ use crate::catalog::{DiskRow, Newest, PointDiskRow, PointRow, StoredFile, Upload
 use crate::commit_rules::{self, CommitRefusal, History, NewestPoint, Removed};
 use crate::error::VaultError;
 use crate::manifest::{self, MANIFEST_BYTES_MAX, PointManifest};
+use crate::point_time::{self, Claims, Why};
 use crate::store::Created;
 use crate::upload::check_file;
 use crate::vault::{ServerProgress, Vault};
@@ -64,13 +65,21 @@ impl Vault {
         self.refuse_fenced(commit.server).await?;
         let _committing = Committing::begin(self, commit.server, commit.seal.time);
         let (history, newest) = self.history(commit.server).await?;
-        commit_rules::check(&history, commit, now)?;
+        commit_rules::check(&history, commit)?;
+        let (time, why) = point_time::of(
+            newest.as_ref().map(|newest| newest.time),
+            Claims { agent: commit.seal.time, process_server: commit.sealed_at },
+            now,
+        );
         let files = self.check_stored(commit, now).await?;
+        // Before the manifest, which tells of the disks as they are with this point.
+        self.change_disks(commit.server, commit_rules::changed_disks(&history, commit), &mut progress, now)
+            .await?;
         let manifest = PointManifest {
             server: self.server_manifest(commit.server).await?,
             number: newest.as_ref().map_or(1, |newest| newest.number + 1),
             previous: newest.as_ref().map(|newest| newest.point),
-            seal: commit.seal.clone(),
+            seal: SealPoint { time, ..commit.seal.clone() },
             sealed: commit.sealed_at,
             uploaded: commit.uploaded_at,
             committed: now,
@@ -87,7 +96,46 @@ impl Vault {
         self.route(commit.server, process_server).await?;
         tracing::debug!(server = %commit.server, point = %point.id, number = point.number, "committed a point");
         self.changed();
+        self.tell_of_time(commit, time, why, now).await;
         Ok(CommitReceipt { point: point.id, committed_at: now })
+    }
+
+    /// Says, once while it lasts, that a point did not get the time that its agent gave it.
+    async fn tell_of_time(&self, commit: &CommitPoint, time: Timestamp, why: Why, now: Timestamp) {
+        if !self.live().time_differs_anew(commit.server, why) {
+            return;
+        }
+        let claimed = commit.seal.time;
+        let (code, message) = match why {
+            Why::AsClaimed => return,
+            Why::Replaced => (
+                "point_time_replaced",
+                format!(
+                    "The server's clock gave a point the time {claimed:.0}, which cannot be: it counts as of \
+                     {time:.0} instead, and so do those that follow while the clock is wrong."
+                ),
+            ),
+            Why::SteppedBack => (
+                "point_times_step_back",
+                format!(
+                    "The points before this one have times after {time:.0}, which is now by the vault's clock: a \
+                     clock was ahead when they were taken. They keep their times and their place before it."
+                ),
+            ),
+        };
+        let event = Event {
+            time: now,
+            severity: Severity::Warning,
+            code: code.into(),
+            server: Some(commit.server),
+            disk: None,
+            message,
+            next_step: "Set the clocks of server, process server and vault right, best by NTP.".into(),
+        };
+        // The point is there; that nobody was told of its time is no reason to say otherwise.
+        if let Err(error) = self.note(event).await {
+            tracing::warn!(%error, "an event could not be stored");
+        }
     }
 
     /// Adopts points of a server whose manifest the catalog does not have.
@@ -131,7 +179,7 @@ impl Vault {
             return Err(VaultError::Invalid("it does not follow the newest point of the catalog".into()));
         }
         let commit = commit_of(&manifest)?;
-        commit_rules::check(&history, &commit, manifest.committed)?;
+        commit_rules::check(&history, &commit)?;
         self.check_stored(&commit, manifest.committed).await?;
         self.catalog.insert_point(&point_row(&manifest), &manifest.files, manifest.previous).await?;
         tracing::info!(%server, point = %manifest.seal.point, "adopted a point whose commit was interrupted");
@@ -172,7 +220,6 @@ impl Vault {
         let history = History {
             newest: newest.as_ref().map(|newest| NewestPoint {
                 point: newest.point,
-                time: newest.time,
                 disks: newest.disks.iter().copied().collect::<BTreeSet<_>>(),
             }),
             epochs: epochs.into_iter().map(|(disk, (_, row))| (disk, row.epoch)).collect(),

@@ -1,19 +1,17 @@
 //! Which commits make a recovery point. Pure: what is known comes in, the judgement goes out.
 //!
-//! A server's points are one history. Each follows the one before it: later in time, every disk
-//! of it, each disk one epoch further. Whoever brings anything else has another history (a spool
-//! that was put back, a second process server, a server that was fenced), and to mix two
-//! histories would make points that never existed.
+//! A server's points are one history. Each follows the one before it: every disk of it, each disk one
+//! epoch further. Whoever brings anything else has another history (a spool that was put back, a
+//! second process server, a server that was fenced), and to mix two histories would make points that
+//! never existed.
+//!
+//! Times have no say in it: clocks jump. Which time a point gets is decided in
+//! [`point_time`](crate::point_time).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::{SignedDuration, Timestamp};
 use lifeboat_model::{DiskNumber, Epoch, Part, PointId, ServerId};
 use lifeboat_wire::process_server::CommitPoint;
-
-/// How far a point may lie ahead of the vault's clock. A point from the future would end the
-/// history: no true one could follow it.
-const AHEAD_MAX: SignedDuration = SignedDuration::from_mins(10);
 
 /// The largest size of a disk or a file that is believed, in bytes: an exbibyte.
 pub(crate) const BYTES_MAX: u64 = 1 << 60;
@@ -43,8 +41,6 @@ pub enum Removed {
 pub struct NewestPoint {
     /// Its id.
     pub point: PointId,
-    /// Its time T.
-    pub time: Timestamp,
     /// Its disks.
     pub disks: BTreeSet<DiskNumber>,
 }
@@ -88,7 +84,7 @@ pub enum CommitRefusal {
     /// A disk of the newest point is not in this one.
     #[error(
         "disk {disk} is in the server's newest point {newest} but not in this one; if it is not to be \
-         protected any more, remove it from the server first"
+         protected any more, say so with: lifeboat server remove-disk SERVER {disk}"
     )]
     DiskMissing {
         /// The disk.
@@ -108,30 +104,6 @@ pub enum CommitRefusal {
         epoch: Epoch,
         /// The epoch that would follow.
         expected: Epoch,
-    },
-    /// The time is not after the newest point's.
-    #[error(
-        "the point's time {time} is not after that of the server's newest point {newest} ({newest_time}); \
-         the server's clock was set back, or the process server has another history"
-    )]
-    Time {
-        /// The time as it was given.
-        time: Timestamp,
-        /// The newest point.
-        newest: PointId,
-        /// Its time.
-        newest_time: Timestamp,
-    },
-    /// The time is in the future.
-    #[error(
-        "the point's time {time} is more than ten minutes ahead of the vault's clock ({now}); \
-         set the clocks of server and vault right"
-    )]
-    Future {
-        /// The time as it was given.
-        time: Timestamp,
-        /// The vault's clock.
-        now: Timestamp,
     },
     /// A file of another epoch, a part that the epoch does not have, or one twice.
     #[error("disk {disk}, epoch {epoch}, part {part}: the point has no such file, or has it twice")]
@@ -198,12 +170,11 @@ pub enum CommitRefusal {
 ///
 /// # Errors
 /// When it makes no point.
-pub fn check(history: &History, commit: &CommitPoint, now: Timestamp) -> Result<(), CommitRefusal> {
+pub fn check(history: &History, commit: &CommitPoint) -> Result<(), CommitRefusal> {
     let seal = &commit.seal;
     if seal.disks.is_empty() {
         return Err(CommitRefusal::NoDisks(seal.point));
     }
-    check_time(history, seal.time, now)?;
     let mut parts = BTreeMap::new();
     for sealed in &seal.disks {
         let disk = sealed.disk;
@@ -225,7 +196,7 @@ pub fn check(history: &History, commit: &CommitPoint, now: Timestamp) -> Result<
         let left_out = newest
             .disks
             .iter()
-            .find(|disk| !parts.contains_key(disk) && history.known.get(disk) != Some(&Removed::Yes));
+            .find(|disk| !parts.contains_key(disk) && !is_removed(history, commit, **disk));
         if let Some(disk) = left_out {
             return Err(CommitRefusal::DiskMissing { disk: *disk, newest: newest.point });
         }
@@ -233,16 +204,23 @@ pub fn check(history: &History, commit: &CommitPoint, now: Timestamp) -> Result<
     check_files(commit, &parts)
 }
 
-fn check_time(history: &History, time: Timestamp, now: Timestamp) -> Result<(), CommitRefusal> {
-    if time.duration_since(now) > AHEAD_MAX {
-        return Err(CommitRefusal::Future { time, now });
-    }
-    match &history.newest {
-        Some(newest) if time <= newest.time => {
-            Err(CommitRefusal::Time { time, newest: newest.point, newest_time: newest.time })
-        }
-        _ => Ok(()),
-    }
+/// Whether a disk need not be in a point: an operator removed it here, or took it out of the agent's settings.
+fn is_removed(history: &History, commit: &CommitPoint, disk: DiskNumber) -> bool {
+    history.known.get(&disk) == Some(&Removed::Yes) || commit.seal.removed.contains(&disk)
+}
+
+/// Disks whose protection a commit changes, and how.
+#[must_use]
+pub fn changed_disks(history: &History, commit: &CommitPoint) -> Vec<(DiskNumber, Removed)> {
+    let has = |disk: &DiskNumber| commit.seal.disks.iter().any(|sealed| sealed.disk == *disk);
+    let had = |disk: &DiskNumber| history.newest.as_ref().is_some_and(|newest| newest.disks.contains(disk));
+    let change = |(disk, removed): (&DiskNumber, &Removed)| match removed {
+        Removed::No if commit.seal.removed.contains(disk) && !has(disk) => Some((*disk, Removed::Yes)),
+        // It is back. One that is still in points from before it was removed is not.
+        Removed::Yes if has(disk) && !had(disk) => Some((*disk, Removed::No)),
+        _ => None,
+    };
+    history.known.iter().filter_map(change).collect()
 }
 
 fn check_files(

@@ -296,8 +296,6 @@ const fn commit_code(refusal: &CommitRefusal) -> &'static str {
         CommitRefusal::DiskUnknown(_) => "disk_unknown",
         CommitRefusal::DiskMissing { .. } => "disk_missing",
         CommitRefusal::Epoch { .. } => "other_history",
-        CommitRefusal::Time { .. } => "time_not_after",
-        CommitRefusal::Future { .. } => "time_in_future",
         CommitRefusal::FileMissing { .. } => "file_missing",
         CommitRefusal::FileDiffers { .. } => "file_differs",
         CommitRefusal::PointDiffers(_) => "point_differs",

@@ -16,6 +16,7 @@ pub mod manifest;
 mod object_name;
 mod open_disks;
 mod overview;
+pub mod point_time;
 mod random;
 pub mod rebuild;
 mod registration;

@@ -170,7 +170,7 @@ impl Vault {
         let disks = self.catalog.disks(row.id).await?;
         let agent = live.as_ref().and_then(|live| live.report.agent.as_ref());
         let rpo = newest_point.as_ref().map(|newest| {
-            rpo::split(now, progress(newest.time, being_committed, live.as_ref()), row.policy.interval)
+            rpo::split(now, progress(newest, being_committed, live.as_ref()), row.policy.interval)
         });
         let heard = live.as_ref().map_or(row.heard, ServerLive::heard);
         let trouble =
@@ -219,12 +219,21 @@ impl Vault {
     }
 }
 
-/// How far the newest points have come. All times T are the agent's; the vault's clock is meant.
-fn progress(committed: Timestamp, being_committed: Option<Timestamp>, live: Option<&ServerLive>) -> Progress {
+/// How far the newest points have come. Times T are the agent's, and the vault's clock is meant; but
+/// for a committed point whose time was replaced (see [`point_time`](crate::point_time)): that is by
+/// the clock that replaced it.
+fn progress(committed: &PointRow, being_committed: Option<Timestamp>, live: Option<&ServerLive>) -> Progress {
     let correction = live.map_or(SignedDuration::ZERO, |live| live.agent_correction);
     let corrected = |time: Option<Timestamp>| shifted(time, correction);
+    let of_committed = match committed.time {
+        time if time == committed.committed => SignedDuration::ZERO,
+        time if time == committed.sealed => {
+            live.map_or(SignedDuration::ZERO, |live| live.process_server_correction)
+        }
+        _ => correction,
+    };
     Progress {
-        committed: corrected(Some(committed)).unwrap_or(committed),
+        committed: shifted(Some(committed.time), of_committed).unwrap_or(committed.time),
         uploaded: corrected(being_committed),
         sealed: corrected(live.and_then(|live| live.report.spool.newest_sealed)),
         captured: corrected(live.and_then(|live| live.report.agent.as_ref()?.captured)),

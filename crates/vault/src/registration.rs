@@ -8,11 +8,11 @@ use lifeboat_wire::event::{Event, Severity};
 use lifeboat_wire::process_server::DiskRegistration;
 
 use crate::catalog::{DiskKeyRow, DiskRow, ServerRow};
-use crate::commit_rules::BYTES_MAX;
+use crate::commit_rules::{BYTES_MAX, Removed};
 use crate::error::VaultError;
 use crate::manifest::{self, NamedServer, ServerManifest, VaultManifest};
 use crate::random;
-use crate::vault::{Vault, unknown};
+use crate::vault::{ServerProgress, Vault, unknown};
 
 const NAME_CHARS_MAX: usize = 253;
 const PATH_CHARS_MAX: usize = 1024;
@@ -172,18 +172,35 @@ impl Vault {
         self.write_server_manifest(server).await?;
         progress.described = true;
         drop(progress);
-        self.note(Event {
-            time: now,
-            severity: Severity::Information,
-            code: "disk_removed".into(),
-            server: Some(server),
-            disk: Some(disk),
-            message: format!("Disk {disk} is not protected any more; the points that have it stay."),
-            next_step: "Take the disk out of the agent's settings too; otherwise the agent brings it back."
-                .into(),
-        })
-        .await?;
+        let next_step = "Take the disk out of the agent's settings too; otherwise the agent brings it back.";
+        self.note(disk_removed(server, disk, "an operator removed it", next_step, now)).await?;
         self.changed();
+        Ok(())
+    }
+
+    /// Takes disks out of protection, or back into it, as the agent's settings have it now.
+    pub(crate) async fn change_disks(
+        &self,
+        server: ServerId,
+        changes: Vec<(DiskNumber, Removed)>,
+        progress: &mut ServerProgress,
+        now: Timestamp,
+    ) -> Result<(), VaultError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        progress.described = false;
+        for (disk, removed) in &changes {
+            self.catalog.set_disk_removed(server, *disk, *removed == Removed::Yes).await?;
+        }
+        self.write_server_manifest(server).await?;
+        progress.described = true;
+        for (disk, removed) in changes {
+            if removed == Removed::Yes {
+                self.note(disk_removed(server, disk, "the agent's settings name it no longer", "", now))
+                    .await?;
+            }
+        }
         Ok(())
     }
 
@@ -246,6 +263,18 @@ impl Vault {
         let object = self.names.vault();
         let bytes = manifest::encode(&self.manifest_key, &object, &manifest)?;
         Ok(self.store.replace(&object, bytes).await?)
+    }
+}
+
+fn disk_removed(server: ServerId, disk: DiskNumber, why: &str, next_step: &str, now: Timestamp) -> Event {
+    Event {
+        time: now,
+        severity: Severity::Information,
+        code: "disk_removed".into(),
+        server: Some(server),
+        disk: Some(disk),
+        message: format!("Disk {disk} is not protected any more, since {why}; the points that have it stay."),
+        next_step: next_step.to_owned(),
     }
 }
 

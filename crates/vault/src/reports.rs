@@ -10,6 +10,7 @@ use lifeboat_wire::event::{Event, Severity};
 use lifeboat_wire::process_server::{ProcessServerReport, ServerReport, SpoolState, VaultHello};
 
 use crate::error::VaultError;
+use crate::point_time::Why;
 use crate::rpo;
 use crate::vault::Vault;
 
@@ -22,6 +23,8 @@ pub(crate) struct Live {
     process_servers: BTreeMap<String, Reported>,
     committing: HashMap<ServerId, Timestamp>,
     clock_differs: BTreeSet<String>,
+    /// Servers whose newest point did not get the time that its agent gave it.
+    time_differs: HashMap<ServerId, Why>,
 }
 
 /// The newest report of a process server.
@@ -83,6 +86,17 @@ impl Live {
     /// The time T of a point that is being committed now.
     pub(crate) fn being_committed(&self, server: ServerId) -> Option<Timestamp> {
         self.committing.get(&server).copied()
+    }
+
+    /// Notes how the newest point came to its time; whether that is worth telling.
+    pub(crate) fn time_differs_anew(&mut self, server: ServerId, why: Why) -> bool {
+        match why {
+            Why::AsClaimed => {
+                self.time_differs.remove(&server);
+                false
+            }
+            why => self.time_differs.insert(server, why) != Some(why),
+        }
     }
 
     pub(crate) fn committing(&mut self, server: ServerId, time: Timestamp) {

@@ -122,6 +122,10 @@ pub struct SealPoint {
     pub kind: PointKind,
     /// All disks of the server.
     pub disks: Vec<SealDisk>,
+    /// Disks that the operator took out of the agent's settings: neither this point nor later ones need
+    /// to have them. Said with every point, so that it is known wherever a point is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<DiskNumber>,
     /// How its capture went.
     pub capture: CaptureFigures,
 }

@@ -157,6 +157,12 @@ impl Engine {
                 self.resync(number, "the disk was not protected for a while");
             }
         }
+        // Also what the settings named when the agent ran last: its tracking goes on until it is ended.
+        let were_protected =
+            before.disks.iter().filter(|(_, disk)| disk.protected).map(|(number, _)| *number);
+        for number in were_protected {
+            self.disks.entry(number).or_insert_with(Disk::new);
+        }
         for (number, disk) in &mut self.disks {
             if !numbers.contains(number) {
                 disk.unwanted = true;

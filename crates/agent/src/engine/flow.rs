@@ -166,11 +166,11 @@ impl Engine {
         if let Some(disk) = self.compare_asks_for() {
             return Some(Action::Collected(disk));
         }
-        let (purpose, after) = (self.next_purpose(now)?, self.record.last_point);
+        let (purpose, newest) = (self.next_purpose(now)?, self.record.last_point);
         let point = purpose.way.map(|way| PointOrder {
             way,
             timeout: self.schedule.timeout,
-            after,
+            newest,
             collect: purpose.collect,
         });
         self.flow = Flow::Running(purpose);
@@ -340,6 +340,7 @@ impl Engine {
             time: captured.time,
             kind: captured.kind,
             disks,
+            removed: self.removed_disks(),
             capture: captured.figures.clone(),
         };
         Some(Sealing { seal, purpose })
@@ -458,6 +459,13 @@ impl Engine {
                 self.not_reached(failure, now);
             }
         }
+    }
+
+    /// Disks that were protected once and that the settings name no longer.
+    fn removed_disks(&self) -> Vec<DiskNumber> {
+        let named = |number: &DiskNumber| self.disks.get(number).is_some_and(|disk| !disk.unwanted);
+        let known = self.record.disks.iter().filter(|(number, disk)| !disk.protected && !named(number));
+        known.filter(|(_, disk)| disk.sync != Sync::New).map(|(number, _)| *number).collect()
     }
 
     /// Not saved at once: until it is, the pending point in the saved record tells as much.

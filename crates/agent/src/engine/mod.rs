@@ -227,8 +227,8 @@ pub struct PointOrder {
     pub way: Way,
     /// How long to try.
     pub timeout: Duration,
-    /// Its time is later than this.
-    pub after: Option<Timestamp>,
+    /// The time of the newest point before it, by which a clock that was set back is known.
+    pub newest: Option<Timestamp>,
     /// Collect from then on what is written, to compare the disks with the point.
     pub collect: bool,
 }

@@ -360,11 +360,10 @@ impl World {
         }
         if self.unreadable {
             done.unreadable.insert(round.open[0].disk, "blocks 1..2".into());
-        } else if let Some(order) = &round.point {
+        } else if round.point.is_some() {
             self.captured = self.unknown_writes.is_empty().then(|| self.disks.clone());
             let seconds = i64::try_from(self.now.as_secs()).unwrap();
             let time = Timestamp::from_second(seconds).unwrap();
-            let time = order.after.map_or(time, |after| time.max(after));
             done.point = Some(Ok(CapturedPoint {
                 time,
                 kind: PointKind::Crash,

@@ -77,6 +77,8 @@ struct Bench {
     fail_freezes: bool,
     /// What a comparison finds, and whether points find that it was written.
     differs: Option<Differs>,
+    joined: BTreeSet<DiskNumber>,
+    untracked: Vec<DiskNumber>,
 }
 
 /// A block that differs from the point that the disk is compared with.
@@ -104,8 +106,10 @@ impl Bench {
             fail_points: false,
             fail_freezes: false,
             differs: None,
+            joined: BTreeSet::new(),
+            untracked: Vec::new(),
         };
-        let disk = WantedDisk { path: "/dev/a".into(), identity: Some("serial".into()) };
+        let disk = WantedDisk { path: "/dev/a".into(), identity: Some("serial of /dev/a".into()) };
         bench.engine.apply(Event::Wanted(vec![disk]), bench.now);
         bench.assign(policy, 1, Vec::new());
         bench
@@ -148,8 +152,18 @@ impl Bench {
                 Event::Opened(disk, Ok(Opened { bytes: BYTES, hardware_id: None, tracking, unlocated: None }))
             }
             Action::Describe(disk, _) => Event::Described(disk, Ok(state(None, 1, 0, false))),
-            Action::Join(disk) => Event::Joined(disk, Ok(())),
-            Action::Leave(disk) => Event::Left(disk),
+            Action::Join(disk) => {
+                self.joined.insert(disk);
+                Event::Joined(disk, Ok(()))
+            }
+            Action::Leave(disk) => {
+                self.joined.remove(&disk);
+                Event::Left(disk)
+            }
+            Action::Close { disk, untrack: true } => {
+                self.untracked.push(disk);
+                return None;
+            }
             Action::Copier(job) => {
                 let took = Duration::from_secs(1);
                 match job.what {
@@ -219,11 +233,17 @@ impl Bench {
             time: Timestamp::from_millisecond(i64::try_from(self.now.as_millis()).unwrap()).unwrap(),
             kind,
             figures: CaptureFigures::default(),
-            disks: vec![(DiskNumber(0), BYTES)],
+            disks: self.joined.iter().map(|disk| (*disk, BYTES)).collect(),
             unreadable: Vec::new(),
             not_frozen: Vec::new(),
         })
     }
+}
+
+/// The settings name these disks.
+fn wanted(paths: &[&str]) -> Event {
+    let disk = |path: &&str| WantedDisk { path: (*path).into(), identity: Some(format!("serial of {path}")) };
+    Event::Wanted(paths.iter().map(disk).collect())
 }
 
 fn block_of_finding() -> BlockSet {
@@ -327,6 +347,50 @@ fn a_disk_that_is_gone_stalls_points_and_is_compared_when_it_returns() {
     assert_eq!(summary.disks[0].trouble.as_deref(), Some("it is gone"));
     assert!(matches!(bench.engine.record().disks[&DiskNumber(0)].sync, Sync::Resync { .. }));
     assert!(bench.told.is_empty() || !bench.told.contains(&"resync_finished"));
+}
+
+/// The disks of the newest point, and those of which it says that they were removed.
+fn newest_disks(bench: &Bench) -> (Vec<u16>, Vec<u16>) {
+    let newest = bench.seals.last().unwrap();
+    let numbers = |disks: &[DiskNumber]| disks.iter().map(|disk| disk.0).collect();
+    let has: Vec<DiskNumber> = newest.disks.iter().map(|disk| disk.disk).collect();
+    (numbers(&has), numbers(&newest.removed))
+}
+
+#[test]
+fn a_disk_that_the_settings_name_no_longer_is_said_to_be_removed_until_it_is_back() {
+    let mut bench = Bench::new(policy());
+    bench.engine.apply(wanted(&["/dev/a", "/dev/b"]), bench.now);
+    bench.wait(20);
+    assert_eq!(newest_disks(&bench), (vec![0, 1], vec![]));
+    bench.engine.apply(wanted(&["/dev/a"]), bench.now);
+    bench.wait(12);
+    assert_eq!(newest_disks(&bench), (vec![0], vec![1]));
+    bench.engine.apply(wanted(&["/dev/a", "/dev/b"]), bench.now);
+    bench.wait(20);
+    assert_eq!(newest_disks(&bench), (vec![0, 1], vec![]));
+}
+
+#[test]
+fn a_disk_that_was_taken_out_while_the_agent_was_stopped_is_untracked_and_said_to_be_removed() {
+    let mut bench = Bench::new(policy());
+    bench.engine.apply(wanted(&["/dev/a", "/dev/b"]), bench.now);
+    bench.wait(20);
+    let record = bench.engine.record().clone();
+    let mut numbers = 1_000;
+    let draw = Box::new(move || {
+        numbers += 1;
+        numbers
+    });
+    bench.engine = Engine::new(record, "bench".into(), draw);
+    bench.joined.clear();
+    bench.untracked.clear();
+    bench.engine.apply(wanted(&["/dev/a"]), bench.now);
+    bench.assign(policy(), 2, Vec::new());
+    bench.wait(20);
+    assert_eq!(newest_disks(&bench), (vec![0], vec![1]));
+    assert_eq!(bench.untracked, [DiskNumber(1)]);
+    assert_eq!(bench.engine.summary().capture, CaptureMode::Optimistic);
 }
 
 #[test]

@@ -39,6 +39,16 @@ pub async fn run(arguments: &SiteArguments, command: ServerCommand) -> Result<An
             let server = vault.set_policy(&server, &policy).await?;
             if json { print_json(&server)? } else { print_policy(&server.policy) }
         }
+        ServerCommand::RemoveDisk { server, disk } => {
+            vault.remove_disk(&server, disk).await?;
+            let server = vault.server(&server).await?;
+            if json {
+                print_json(&server)?;
+            } else {
+                print_line(&format!("Disk {disk} of {} is not protected any more.", server.name));
+                print_line("See that the agent's settings do not name it; otherwise it is brought back.");
+            }
+        }
         ServerCommand::Resync { server, wait, timeout } => {
             let mut request = vault.resync(&server).await?;
             if wait {

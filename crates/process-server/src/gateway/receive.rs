@@ -202,8 +202,22 @@ impl Gateway {
         }
         drop(state);
         written.map_err(|(error, _): (StateError, _)| Refusal::State(error))?;
+        self.forget_removed(server, &seal.removed);
         self.changed();
         Ok(receipt)
+    }
+
+    /// Removes what no point will have: the open epochs of disks that are protected no longer. What
+    /// cannot be removed now is with the next point, which names them again.
+    fn forget_removed(&self, server: ServerId, removed: &[DiskNumber]) {
+        let keys: Vec<FileKey> = {
+            let mut state = self.lock();
+            let Some(queue) = state.servers.get_mut(&server) else { return };
+            removed.iter().flat_map(|disk| queue.forget_open(*disk)).collect()
+        };
+        if let Err(error) = self.spool.remove_files(server, keys) {
+            tracing::warn!(%server, "files of a disk that was removed stay in the spool until the next start: {error}");
+        }
     }
 }
 

@@ -112,6 +112,7 @@ pub fn seal_of(point: u64, disks: Vec<SealDisk>) -> SealPoint {
         time: Timestamp::from_second(1_800_000_000 + i64::try_from(point % 1_000_000).unwrap()).unwrap(),
         kind: PointKind::Crash,
         disks,
+        removed: Vec::new(),
         capture: CaptureFigures::default(),
     }
 }

@@ -203,6 +203,16 @@ impl Catalog {
             .collect()
     }
 
+    /// Notes of what was retired by a clock that was ahead that it was `now`.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn retired_not_after(&self, now: Timestamp) -> Result<(), CatalogError> {
+        let statement =
+            query("UPDATE retired_objects SET retired_ns = $1 WHERE retired_ns > $1").bind(time_ns(now)?);
+        self.run_alone(statement).await.map(drop)
+    }
+
     /// Forgets a retired object, which is deleted.
     ///
     /// # Errors

@@ -108,13 +108,14 @@ impl Catalog {
         self.all(statement).await?.iter().map(|row| row.parsed("id")).collect()
     }
 
-    /// The newest point of a server whose time T is not after `time`.
+    /// The newest point of a server whose time T is not after `time`. Newest in the order of commits: where
+    /// a clock was set back, points before may have later times.
     ///
     /// # Errors
     /// When the catalog fails.
     pub async fn point_at(&self, server: ServerId, time: Timestamp) -> Result<Option<PointId>, CatalogError> {
         let statement =
-            query("SELECT id FROM points WHERE server = $1 AND time_ns <= $2 ORDER BY time_ns DESC LIMIT 1")
+            query("SELECT id FROM points WHERE server = $1 AND time_ns <= $2 ORDER BY number DESC LIMIT 1")
                 .bind(server.to_string())
                 .bind(time_ns(time)?);
         self.optional(statement).await?.map(|row| row.parsed("id")).transpose()

@@ -47,6 +47,7 @@ fn manifest(number: u64, files: u32) -> PointManifest {
             time,
             kind: PointKind::Crash,
             disks: vec![SealDisk { disk: DiskNumber(0), epoch: Epoch(3), parts: files, bytes: 1 << 30 }],
+            removed: Vec::new(),
             capture: CaptureFigures {
                 duration_us: 5,
                 window_us: 4,

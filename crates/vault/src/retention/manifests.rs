@@ -122,6 +122,7 @@ impl Retention {
                 time: point.time,
                 kind: point.kind,
                 disks: disks.collect(),
+                removed: Vec::new(),
                 capture: point.capture.clone(),
             },
             sealed: point.sealed,

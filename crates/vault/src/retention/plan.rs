@@ -25,6 +25,10 @@
 //!   interval. A silence counts towards the age of what was before it only when points were taken
 //!   for [`PROVEN`] since. Until then both points at its edges are kept, so that it can be
 //!   known again the next time. An operator has that long to set the clocks right.
+//! - When a clock that was ahead is set right, the times of points step back. Points that have later times
+//!   than the newest one are as old as the first point after the step. Perhaps the step was the mistake,
+//!   so none of them is removed before points were taken for [`PROVEN`] since. A time before that of an
+//!   earlier point counts as that one's.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,9 +85,9 @@ pub fn plan(
     held: &BTreeSet<PointId>,
 ) -> Plan {
     let mut points = points.to_vec();
-    points.sort_unstable_by_key(|point| (point.time, point.number));
+    points.sort_unstable_by_key(|point| point.number);
     let Some(newest) = points.last().copied() else { return Plan::default() };
-    let (ages, silences) = ages(&points, policy, now.min(newest.time));
+    let Ages { ages, silences, waiting } = ages(&points, policy, now.min(newest.time));
     let mut rules = policy.retention.clone();
     rules.sort_by_key(|rule| rule.until);
 
@@ -109,7 +113,7 @@ pub fn plan(
     kept.extend(&lasting);
     kept.insert(newest.id);
     kept.extend(held);
-    kept.extend(edges(&points, &silences));
+    kept.extend(waiting);
     let removed = points.iter().map(|point| point.id).filter(|id| !kept.contains(id)).collect();
     Plan { removed, lasting, silences }
 }
@@ -122,34 +126,59 @@ fn nanoseconds(rule: &RetentionRule) -> i128 {
     i128::try_from(rule.until.duration().as_nanos()).unwrap_or(i128::MAX)
 }
 
-/// The age of each point in nanoseconds, without the silences that are not proven.
-fn ages(points: &[Candidate], policy: &ReplicationPolicy, reference: Timestamp) -> (Vec<i128>, Vec<Silence>) {
+/// How old points are.
+#[derive(Default)]
+struct Ages {
+    /// Of each point in nanoseconds, without the silences that are not proven.
+    ages: Vec<i128>,
+    /// Those silences.
+    silences: Vec<Silence>,
+    /// Points that stay until it is proven which clock was right: right before and right after each
+    /// silence, and before a step back.
+    waiting: BTreeSet<PointId>,
+}
+
+fn ages(points: &[Candidate], policy: &ReplicationPolicy, reference: Timestamp) -> Ages {
     let silence_ns = SILENCE_MIN
         .as_nanos()
         .max(i128::try_from(policy.interval.duration().as_nanos() * 10).unwrap_or(i128::MAX));
-    let newest_ns = points.last().map_or(0, |newest| newest.time.as_nanosecond());
-    let mut ages = vec![0; points.len()];
-    let mut silences = Vec::new();
+    let times = plausible_times(points);
+    let newest_ns = times.last().map_or(0, |newest| newest.as_nanosecond());
+    let mut found = Ages { ages: vec![0; points.len()], ..Ages::default() };
     let mut left_out_ns = 0;
     for place in (0..points.len()).rev() {
-        let point = &points[place];
+        let (point, time_ns) = (&points[place], times[place].as_nanosecond());
         if let Some(after) = points.get(place + 1) {
-            let gap_ns = after.time.as_nanosecond() - point.time.as_nanosecond();
-            let proven_ns = newest_ns - after.time.as_nanosecond() - left_out_ns;
-            if point.number + 1 == after.number && gap_ns > silence_ns && proven_ns < PROVEN.as_nanos() {
+            let gap_ns = times[place + 1].as_nanosecond() - time_ns;
+            let is_proven = newest_ns - times[place + 1].as_nanosecond() - left_out_ns >= PROVEN.as_nanos();
+            if point.time > times[place] && !is_proven {
+                found.waiting.insert(point.id);
+            }
+            let is_silence = point.number + 1 == after.number && gap_ns > silence_ns;
+            if is_silence && !is_proven {
                 left_out_ns += gap_ns;
-                silences.push(Silence { before: point.id, from: point.time, to: after.time });
+                found.silences.push(Silence { before: point.id, from: times[place], to: times[place + 1] });
+                found.waiting.extend([point.id, after.id]);
             }
         }
-        ages[place] = reference.as_nanosecond() - point.time.as_nanosecond() - left_out_ns;
+        found.ages[place] = reference.as_nanosecond() - time_ns - left_out_ns;
     }
-    (ages, silences)
+    found
 }
 
-/// The points right before and right after each silence.
-fn edges(points: &[Candidate], silences: &[Silence]) -> BTreeSet<PointId> {
-    let times: BTreeSet<Timestamp> = silences.iter().flat_map(|silence| [silence.from, silence.to]).collect();
-    points.iter().filter(|point| times.contains(&point.time)).map(|point| point.id).collect()
+/// When each point was taken, as far as the times of the others tell: never after a later point.
+fn plausible_times(points: &[Candidate]) -> Vec<Timestamp> {
+    let mut times: Vec<Timestamp> = points.iter().map(|point| point.time).collect();
+    let Some(newest) = times.last().copied() else { return times };
+    for place in (0..times.len().saturating_sub(1)).rev() {
+        if times[place] > newest {
+            times[place] = times[place + 1];
+        }
+    }
+    for place in 1..times.len() {
+        times[place] = times[place].max(times[place - 1]);
+    }
+    times
 }
 
 #[cfg(test)]

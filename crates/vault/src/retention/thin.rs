@@ -81,6 +81,8 @@ impl Retention {
     /// Deletes retired objects: manifests at once, files after the grace time.
     pub(super) async fn sweep(&self, now: Timestamp) -> Result<(), VaultError> {
         let catalog = self.vault.catalog();
+        // After a clock was set back the grace time of some would last as long as it had been ahead.
+        catalog.retired_not_after(now).await?;
         for retired in catalog.retired_objects().await? {
             let waited = now.duration_since(retired.retired);
             if retired.is_file && waited < self.settings.delete_after {

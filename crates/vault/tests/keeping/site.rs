@@ -270,7 +270,7 @@ pub async fn write_epochs(
     let capture = CaptureFigures { attempts: 1, ..CaptureFigures::default() };
     CommitPoint {
         server: SERVER,
-        seal: SealPoint { point, time: at(seconds), kind, disks: sealed, capture },
+        seal: SealPoint { point, time: at(seconds), kind, disks: sealed, removed: Vec::new(), capture },
         files,
         sealed_at: at(seconds),
         uploaded_at: at(seconds),

@@ -1,5 +1,8 @@
 use lifeboat_model::{DiskNumber, PointId, ReplicationPolicy, ServerId, Span};
+use lifeboat_vault::Vault;
 use lifeboat_vault::catalog::RetentionChange;
+use lifeboat_vault::rebuild::{CheckFiles, rebuild_catalog};
+use lifeboat_wire::event::Severity;
 
 use crate::support::*;
 
@@ -87,8 +90,6 @@ async fn another_history_is_refused_with_the_reason() {
     for (seconds, disks, code) in [
         (20, vec![(0, 3, 1)], "other_history"),
         (20, vec![(0, 1, 1)], "other_history"),
-        (9, vec![(0, 2, 1)], "time_not_after"),
-        (5000, vec![(0, 2, 1)], "time_in_future"),
         (20, vec![(0, 2, 1), (1, 1, 1)], "disk_unknown"),
     ] {
         let tried = commit(SERVER, seconds, &disks);
@@ -96,6 +97,88 @@ async fn another_history_is_refused_with_the_reason() {
         assert_eq!(error.code(), code, "{error}");
     }
     assert_eq!(listed(&fixture.vault, SERVER).await, [point(SERVER, 10)]);
+}
+
+#[tokio::test]
+async fn a_disk_that_the_agents_settings_name_no_longer_is_in_no_later_point() {
+    let fixture = Fixture::new().await;
+    let vault = &fixture.vault;
+    register(vault, SERVER, "db1", 0).await;
+    register(vault, SERVER, "db1", 1).await;
+    take(vault, 10, &[(0, 1, 1), (1, 1, 1)]).await;
+    let numbers = async || {
+        let server = vault.server(SERVER, at(100)).await.unwrap();
+        server.disks.iter().map(|disk| disk.number.0).collect::<Vec<_>>()
+    };
+    let mut without = commit(SERVER, 20, &[(0, 2, 1)]);
+    upload_all(vault, &without).await.unwrap();
+    let error = vault.commit_point(PROCESS_SERVER, &without, at(21)).await.unwrap_err();
+    assert!(error.to_string().contains("lifeboat server remove-disk SERVER 1"), "{error}");
+    assert_eq!(numbers().await, [0, 1]);
+    without.seal.removed = vec![DiskNumber(1)];
+    vault.commit_point(PROCESS_SERVER, &without, at(21)).await.unwrap();
+    assert_eq!(numbers().await, [0]);
+    let told = vault.catalog().events(Severity::Information, Some(SERVER), 1).await.unwrap();
+    assert_eq!((told[0].code.as_str(), told[0].disk), ("disk_removed", Some(DiskNumber(1))));
+    // It is described and copied again.
+    register(vault, SERVER, "db1", 1).await;
+    assert_eq!(numbers().await, [0, 1]);
+    take(vault, 30, &[(0, 3, 1), (1, 2, 1)]).await;
+    assert_eq!(numbers().await, [0, 1]);
+    check_all_points(vault).await;
+}
+
+/// Commits the next epoch of disk 0, with the times that the three clocks say; the time it gets.
+async fn commit_with_clocks(vault: &Vault, epoch: u64, agent: i64, process_server: i64, now: i64) -> i64 {
+    let mut tried = commit(SERVER, agent, &[(0, epoch, 1)]);
+    tried.seal.point = PointId::new(epoch);
+    tried.sealed_at = at(process_server);
+    upload_all(vault, &tried).await.unwrap();
+    let receipt = vault.commit_point(PROCESS_SERVER, &tried, at(now)).await.unwrap();
+    assert_eq!(vault.commit_point(PROCESS_SERVER, &tried, at(now + 1)).await.unwrap(), receipt);
+    vault.points(SERVER, 1).await.unwrap()[0].time.as_second()
+}
+
+#[tokio::test]
+async fn clocks_that_jump_stop_no_history() {
+    const YEAR: i64 = 365 * 86_400;
+    let fixture = Fixture::new().await;
+    let vault = &fixture.vault;
+    register(vault, SERVER, "db1", 0).await;
+    assert_eq!(commit_with_clocks(vault, 1, 1000, 1001, 1002).await, 1000);
+    // The agent's clock alone, ahead and behind, and right again.
+    assert_eq!(commit_with_clocks(vault, 2, YEAR, 1011, 1012).await, 1011);
+    assert_eq!(commit_with_clocks(vault, 3, 5, 1021, 1022).await, 1021);
+    assert_eq!(commit_with_clocks(vault, 4, 1030, 1031, 1032).await, 1030);
+    // Everything on one machine, whose clock is ahead for a while.
+    assert_eq!(commit_with_clocks(vault, 5, YEAR, YEAR + 1, YEAR + 2).await, YEAR);
+    assert_eq!(commit_with_clocks(vault, 6, 1050, 1051, 1052).await, 1052);
+    assert_eq!(commit_with_clocks(vault, 7, 1060, 1061, 1062).await, 1060);
+    let rpo = vault.server(SERVER, at(1064)).await.unwrap().rpo.unwrap();
+    assert_eq!(rpo.age_ms, 4000, "the age is that of the newest point by the clock that is right");
+    // A point is found by its time, also beside those of the clock that was ahead.
+    for (text, epoch) in [("1970-01-01T00:17:30Z", 4), ("1970-01-01T00:17:35Z", 6), ("latest", 7)] {
+        assert_eq!(vault.find_point(SERVER, text).await.unwrap(), PointId::new(epoch), "{text}");
+    }
+    let told: Vec<_> = vault.catalog().events(Severity::Warning, None, 10).await.unwrap();
+    let codes: Vec<_> = told.iter().map(|event| event.code.as_str()).collect();
+    assert_eq!(codes, ["point_times_step_back", "point_time_replaced"], "newest first, each once");
+    // What the store alone tells is the same.
+    let listed = listed(vault, SERVER).await;
+    let times: Vec<_> = vault.points(SERVER, 9).await.unwrap().iter().map(|point| point.time).collect();
+    let Fixture { dir, vault } = fixture;
+    vault.close().await;
+    drop(vault);
+    std::fs::remove_file(dir.path().join("state/catalog.sqlite")).unwrap();
+    rebuild_catalog(&dir.path().join("state"), None, CheckFiles::Digests, at(1070)).await.unwrap();
+    let fixture = Fixture {
+        vault: Vault::open(&dir.path().join("state"), None, Counted::from(1000), at(1071)).await.unwrap(),
+        dir,
+    };
+    assert_eq!(self::listed(&fixture.vault, SERVER).await, listed);
+    let again: Vec<_> =
+        fixture.vault.points(SERVER, 9).await.unwrap().iter().map(|point| point.time).collect();
+    assert_eq!(again, times);
 }
 
 #[tokio::test]

@@ -172,6 +172,7 @@ impl Files {
                 time,
                 kind: PointKind::Crash,
                 disks: disks.iter().map(sealed).collect(),
+                removed: Vec::new(),
                 capture,
             },
             files: disks.iter().flat_map(files).collect(),

@@ -126,6 +126,7 @@ impl SimulatedAgent {
             time: Timestamp::now(),
             kind: PointKind::Crash,
             disks: vec![disk],
+            removed: Vec::new(),
             capture: CaptureFigures { attempts: 1, ..CaptureFigures::default() },
         };
         self.client.post::<SealReceipt>(agent_path::POINTS, &seal).await.unwrap();

@@ -125,6 +125,70 @@ fn when_all_clocks_jump_forward_a_day_is_left_to_set_them_right() {
     assert!(points.iter().all(|point| point.time >= at(BEGIN + 365 * DAY)), "the silence counts now");
 }
 
+/// Points every minute, with the clock ahead by `offset` seconds from `jump` on until `back`, thinned out
+/// all the time by a vault with the same clock.
+fn with_wrong_clock(minutes: i64, jump: i64, back: i64, offset: i64) -> Vec<Candidate> {
+    let policy = ReplicationPolicy::default();
+    let mut points = Vec::new();
+    for minute in 0..minutes {
+        let wrong = if (jump..back).contains(&minute) { offset } else { 0 };
+        points.push(point(minute.unsigned_abs() + 1, BEGIN + minute * 60 + wrong));
+        let thinned = plan(&points, &policy, points.last().unwrap().time, &nobody());
+        apply(&mut points, &thinned);
+    }
+    points
+}
+
+/// The longest time without a point that is left, by the number of points taken in it.
+fn longest_gap(points: &[Candidate], from: u64, to: u64) -> u64 {
+    let inside: Vec<u64> =
+        points.iter().map(|point| point.number).filter(|number| (from..=to).contains(number)).collect();
+    let ends = [from, to];
+    let all: Vec<u64> = ends[..1].iter().chain(&inside).chain(&ends[1..]).copied().collect();
+    all.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap()
+}
+
+#[test]
+fn a_clock_that_was_wrong_for_hours_costs_no_history() {
+    let (jump, back, end) = (2 * 1440, 2 * 1440 + 180, 6 * 1440);
+    for offset in [DAY, 365 * DAY, -30 * DAY, -365 * DAY] {
+        let points = with_wrong_clock(end, jump, back, offset);
+        let (jump, back) = (jump.unsigned_abs(), back.unsigned_abs());
+        // What is days old has a point in every two hours; what was taken with the wrong clock too.
+        let before = longest_gap(&points, 1, jump);
+        assert!(before <= 240, "{offset}: {before} minutes without a point before the jump");
+        let after = longest_gap(&points, back + 240, end.unsigned_abs() - 1);
+        assert!(after <= 240, "{offset}: {after} minutes without a point after the jump");
+        let wrong = points.iter().filter(|point| (jump + 1..=back).contains(&point.number)).count();
+        assert!((1..=4).contains(&wrong), "{offset}: {wrong} points of the wrong clock are left");
+    }
+}
+
+#[test]
+fn a_clock_that_was_set_back_removes_nothing_before_a_day_has_proven_it() {
+    let mut points: Vec<Candidate> =
+        (0..120i64).map(|step| point(step.unsigned_abs() + 1, BEGIN + step * 60)).collect();
+    for step in 0..1439i64 {
+        points.push(point(121 + step.unsigned_abs(), BEGIN - 400 * DAY + step * 60));
+        let thinned = plan(&points, &ReplicationPolicy::default(), points.last().unwrap().time, &nobody());
+        apply(&mut points, &thinned);
+        assert!(points[..120].iter().map(|point| point.number).eq(1..=120), "after {step} minutes");
+    }
+}
+
+#[test]
+fn times_are_read_as_the_others_allow() {
+    let read = |times: &[i64]| {
+        let points: Vec<Candidate> = (1..).zip(times).map(|(number, time)| point(number, *time)).collect();
+        plausible_times(&points).iter().map(|time| time.as_second()).collect::<Vec<_>>()
+    };
+    assert_eq!(read(&[10, 20, 30]), [10, 20, 30]);
+    assert_eq!(read(&[10, 900, 905, 30, 40]), [10, 30, 30, 30, 40], "a clock that was ahead");
+    assert_eq!(read(&[100, 3, 4, 130]), [100, 100, 100, 130], "a clock that was behind");
+    assert_eq!(read(&[100, 110, 3, 4]), [3, 3, 3, 4], "or perhaps ahead all the time");
+    assert_eq!(read(&[]), Vec::<i64>::new());
+}
+
 /// Policies whose spans are multiples of each other.
 fn nested() -> impl Strategy<Value = ReplicationPolicy> {
     (1i64..4, 1i64..4, 2i64..4, 1i64..3).prop_map(|(all, every, factor, longer)| {

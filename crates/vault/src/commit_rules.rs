@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use lifeboat_model::{DiskNumber, Epoch, Part, PointId, ServerId};
 use lifeboat_wire::process_server::CommitPoint;
 

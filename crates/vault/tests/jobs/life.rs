@@ -59,7 +59,8 @@ async fn a_kept_drill_runs_until_it_is_cleaned_up() {
     assert!(refused(failover("latest")).await.contains("lifeboat failover cleanup"));
     assert!(refused(JobRequest::Commit).await.contains("has not failed over"));
     let volume = machine.volume.to_string();
-    let error = site.volumes.close(&volume, true).await.unwrap_err().to_string();
+    let error =
+        site.volumes.close(&volume, true, "a test", jiff::Timestamp::now()).await.unwrap_err().to_string();
     assert!(error.contains("the disks of a machine"), "{error}");
 
     let cleaned = site.run(JobRequest::CleanUp { note: Some("went well".to_owned()) }).await;

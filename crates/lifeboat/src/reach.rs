@@ -1,6 +1,7 @@
 //! How an NBD client on this machine reaches the disk of a volume: through the vault's Unix socket
 //! where the vault runs, over TLS from anywhere else.
 
+use std::io::ErrorKind;
 use std::net::{ToSocketAddrs, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -31,10 +32,20 @@ impl Way {
         let export = local.path().trim_start_matches('/').to_owned();
         let socket = local.query_pairs().find(|(name, _)| name == "socket");
         let socket = PathBuf::from(socket.map(|(_, path)| path.into_owned()).unwrap_or_default());
-        if is_here(site) && UnixStream::connect(&socket).is_ok() {
+        let connected = if is_here(site) { UnixStream::connect(&socket).map(drop) } else { Err(elsewhere()) };
+        if connected.is_ok() {
             return Ok(Self::Socket { path: socket, export });
         }
         let Some(remote) = &disk.nbds_uri else {
+            if connected.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
+                return Err(Failure::coded(
+                    "no_way_to_volume",
+                    format!(
+                        "the socket of the volumes, {}, is for root alone: use sudo, or {SET_LISTEN}",
+                        socket.display()
+                    ),
+                ));
+            }
             return Err(Failure::coded(
                 "no_way_to_volume",
                 format!(
@@ -93,6 +104,10 @@ impl Way {
         );
         (objects, image)
     }
+}
+
+fn elsewhere() -> std::io::Error {
+    ErrorKind::NotFound.into()
 }
 
 /// Whether the vault's address is one of this machine.

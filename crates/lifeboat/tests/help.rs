@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::Command;
 
 fn help(words: &[String]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_lifeboat")).args(words).arg("--help").output().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+    // The width is the default one, not this terminal's.
+    let output = command.args(words).arg("--help").env_remove("COLUMNS").output().unwrap();
     assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }

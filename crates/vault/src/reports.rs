@@ -174,12 +174,8 @@ impl Vault {
     }
 
     async fn note_heard(&self, row: &api::ProcessServer) -> Result<(), VaultError> {
-        self.catalog.put_process_server(row).await?;
         let servers = self.live().servers_heard(&row.name);
-        for (server, heard) in servers {
-            self.catalog.set_heard(server, heard).await?;
-        }
-        Ok(())
+        Ok(self.catalog.put_heard(row, &servers).await?)
     }
 }
 

@@ -120,7 +120,9 @@ impl RunningVault {
         };
         let vault = Arc::new(open_or_create(&settings.state, store, now).await?);
         tracing::info!(vault = %vault.id(), store = vault.store().url(), "the vault is open");
-        vault.note(started_event(now)).await?;
+        if let Err(error) = vault.note(started_event(now)).await {
+            tracing::warn!(%error, "the start could not be noted as an event");
+        }
         let operators = credentials.server_config(ClientCertificates::OperatorsOnly, &revoked.revocations)?;
         let volumes = Volumes::start(Arc::clone(&vault), &settings.nbd, Arc::new(operators)).await?;
         let volumes = Arc::new(volumes);

@@ -23,8 +23,10 @@ pub async fn run(arguments: &SiteArguments, command: VolumeCommand) -> Result<An
             } else {
                 print_opened(&opened)
             }
-            if let Some(note) = note {
-                eprintln!("lifeboat: {note}");
+            match note {
+                Some(note) if json => eprintln!("{}", serde_json::json!({"note": note})),
+                Some(note) => eprintln!("lifeboat: {note}"),
+                None => {}
             }
         }
         VolumeCommand::List => {

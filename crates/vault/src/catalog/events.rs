@@ -90,24 +90,37 @@ impl Catalog {
         rows.iter().map(event_row).collect()
     }
 
-    /// Notes that a process server was heard of.
+    /// Notes that a process server was heard of, and when the agents behind it were.
     ///
     /// # Errors
     /// When the catalog fails.
-    pub async fn put_process_server(&self, server: &api::ProcessServer) -> Result<(), CatalogError> {
+    pub async fn put_heard(
+        &self,
+        process_server: &api::ProcessServer,
+        agents: &[(ServerId, Timestamp)],
+    ) -> Result<(), CatalogError> {
+        let mut transaction = self.begin().await?;
         let statement = query(
             "INSERT INTO process_servers (name, version, heard_ns, spool_state, spool_total_bytes, \
              spool_free_bytes) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name) DO UPDATE SET \
              version = excluded.version, heard_ns = excluded.heard_ns, spool_state = excluded.spool_state, \
              spool_total_bytes = excluded.spool_total_bytes, spool_free_bytes = excluded.spool_free_bytes",
         )
-        .bind(server.name.clone())
-        .bind(server.version.clone())
-        .bind(time_ns(server.heard)?)
-        .bind(server.spool_state.clone())
-        .bind(bigint(server.spool_total_bytes)?)
-        .bind(bigint(server.spool_free_bytes)?);
-        self.run_alone(statement).await.map(drop)
+        .bind(process_server.name.clone())
+        .bind(process_server.version.clone())
+        .bind(time_ns(process_server.heard)?)
+        .bind(process_server.spool_state.clone())
+        .bind(bigint(process_server.spool_total_bytes)?)
+        .bind(bigint(process_server.spool_free_bytes)?);
+        self.run(&mut transaction, statement).await?;
+        for (server, heard) in agents {
+            // By a clock that is not the vault's: what cannot be meant is not worth refusing a report.
+            let Ok(heard) = time_ns(*heard) else { continue };
+            let statement =
+                query("UPDATE servers SET heard_ns = $2 WHERE id = $1").bind(server.to_string()).bind(heard);
+            self.run(&mut transaction, statement).await?;
+        }
+        self.commit(transaction).await
     }
 
     /// All process servers that were ever heard of, by name.

@@ -105,17 +105,6 @@ impl Catalog {
         self.run_alone(statement).await.map(drop)
     }
 
-    /// Notes when a server's agent was last heard of.
-    ///
-    /// # Errors
-    /// When the catalog fails.
-    pub async fn set_heard(&self, server: ServerId, heard: Timestamp) -> Result<(), CatalogError> {
-        let statement = query("UPDATE servers SET heard_ns = $2 WHERE id = $1")
-            .bind(server.to_string())
-            .bind(time_ns(heard)?);
-        self.run_alone(statement).await.map(drop)
-    }
-
     /// Replaces a server's policy; says whether there is such a server.
     ///
     /// # Errors

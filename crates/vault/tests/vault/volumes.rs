@@ -180,10 +180,13 @@ async fn a_second_vault_on_the_same_socket_is_told_what_to_set() {
     second.nbd.socket_directory = dir.path().join("long".repeat(30));
     let error = RunningVault::start(second.clone()).await.err().unwrap().to_string();
     assert!(error.contains("at most 107") && error.contains("`socket_directory` in [nbd]"), "{error}");
-    // The first one is not disturbed, and what it leaves when it is killed is replaced.
+    // The first one is not disturbed. It takes away what it made; what it leaves when it is killed
+    // is replaced.
     assert!(site.dir.path().join("nbd/volumes.sock").exists());
     site.stop().await;
+    assert!(!site.dir.path().join("nbd").exists());
     let stale = site.dir.path().join("nbd/volumes.sock");
+    std::fs::create_dir(stale.parent().unwrap()).unwrap();
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     second.nbd.socket_directory = site.dir.path().join("nbd");
     RunningVault::start(second).await.map(drop).unwrap();

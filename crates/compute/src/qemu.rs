@@ -69,7 +69,7 @@ pub(crate) struct Host {
     found: OnceCell<Found>,
     /// One operation at a time for each machine.
     locks: std::sync::Mutex<HashMap<MachineId, Arc<Mutex<()>>>>,
-    /// Starts count each other's memory, so they go one after the other up to that point.
+    /// A start counts the memory of all processes and then makes one more: one start at a time does that.
     memory: Mutex<()>,
     hydrating: Hydrating,
 }

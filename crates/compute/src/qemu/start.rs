@@ -53,7 +53,6 @@ impl Host {
         };
         let found = self.found().await?.clone();
         self.check_firmware(spec)?;
-        let _one_at_a_time = self.memory.lock().await;
         self.check_memory(spec)?;
         directory.create()?;
         let mut state = MachineState::new(spec.clone(), copies, Timestamp::now());
@@ -115,7 +114,10 @@ impl Host {
         taps::create(&self.settings.ip, machine, &state.spec.nics).await?;
         state.off = None;
         directory.store(state)?;
+        let one_at_a_time = self.memory.lock().await;
+        self.check_memory(&state.spec)?;
         let child = self.spawn(directory, &arguments)?;
+        drop(one_at_a_time);
         let qmp = first_answer(directory, child).await?;
         self.check_disks(&state.spec, &qmp).await?;
         go(directory, state.clone(), &qmp).await

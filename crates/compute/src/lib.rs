@@ -13,6 +13,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod error;
+mod hydration;
 mod network;
 mod probe;
 mod provider;
@@ -20,6 +21,7 @@ mod qemu;
 mod spec;
 
 pub use error::ComputeError;
+pub use hydration::{DiskHydration, HydrationState, HydrationTarget};
 pub use lifeboat_model::{CopyIdentity, MachineId, Purpose};
 pub use network::{Attachment, Forward, MacAddress, MacAddressError, Nic, NicModel, Subnet};
 pub use probe::{Probe, Waiting};

@@ -237,3 +237,46 @@ async fn http(mut stream: TcpStream, port: u16, path: &str, status: u16) -> Resu
         None => Err(Waiting(format!("port {port} of the guest answers {line:?}, which is not HTTP"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A connection to a server that sends this at once and then closes.
+    async fn server(answer: &'static str) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            // Reads the request, so that the end is no reset.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        TcpStream::connect(address).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_ssh_server_is_known_by_its_greeting() {
+        assert_eq!(ssh_banner(server("SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n").await, 22).await, Ok(()));
+        for (answer, why) in [
+            ("", "port 22 at once"),
+            ("220 mail ESMTP\r\n", "greets with \"220 mail ESMTP\", which is not SSH"),
+        ] {
+            let waiting = ssh_banner(server(answer).await, 22).await.unwrap_err();
+            assert!(waiting.to_string().contains(why), "{waiting}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_web_server_must_answer_with_the_status() {
+        let answer = "HTTP/1.1 204 No Content\r\n\r\n";
+        assert_eq!(http(server(answer).await, 80, "/health", 204).await, Ok(()));
+        let waiting = http(server(answer).await, 80, "/health", 200).await.unwrap_err();
+        assert_eq!(waiting.to_string(), "/health on port 80 of the guest has status 204, not 200");
+        let waiting = http(server("SSH-2.0-x\r\n").await, 80, "/", 200).await.unwrap_err();
+        assert!(waiting.to_string().contains("which is not HTTP"), "{waiting}");
+    }
+}

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use lifeboat_model::MachineId;
+use lifeboat_model::{DiskNumber, MachineId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ComputeError;
+use crate::hydration::{DiskHydration, HydrationTarget};
 use crate::network::Forward;
 use crate::spec::{Firmware, MachineSpec};
 
@@ -95,6 +96,34 @@ pub trait Provider: Send + Sync + fmt::Debug {
         guest_port: u16,
         limit: Duration,
     ) -> Result<Reached, ComputeError>;
+
+    /// Begins to copy a disk of a running machine to a local file. When all is copied the machine moves
+    /// over to it without a stop. Asking again for the same target goes on with it, at the new speed.
+    ///
+    /// # Errors
+    ///
+    /// When the machine is off, the target exists already, or the disk has another target.
+    async fn hydrate(
+        &self,
+        machine: MachineId,
+        disk: DiskNumber,
+        target: &HydrationTarget,
+    ) -> Result<(), ComputeError>;
+
+    /// How far the copying of each disk is, in the order of the disks. Disks that nobody asked to copy are
+    /// not in it.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such machine, or it does not answer.
+    async fn hydration(&self, machine: MachineId) -> Result<Vec<DiskHydration>, ComputeError>;
+
+    /// Ends the copying of a disk and removes what was copied. Fine when nothing is copied.
+    ///
+    /// # Errors
+    ///
+    /// When the machine has moved to the copy already.
+    async fn cancel_hydration(&self, machine: MachineId, disk: DiskNumber) -> Result<(), ComputeError>;
 }
 
 /// How much of the end of a console's text is kept.

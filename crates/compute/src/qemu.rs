@@ -13,6 +13,7 @@ mod acceleration;
 mod command_line;
 mod console;
 mod directory;
+mod mirror;
 mod process;
 mod qmp;
 mod reach;
@@ -31,17 +32,20 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lifeboat_model::MachineId;
+use lifeboat_model::{DiskNumber, MachineId};
 use qapi::qmp::{quit, system_powerdown};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OnceCell};
+use tokio::task::JoinHandle;
 
 use crate::error::ComputeError;
+use crate::hydration::{DiskHydration, HydrationTarget};
 use crate::provider::{Capabilities, ConsoleText, MachineStatus, OffReason, Provider, Reached};
 use crate::spec::{Firmware, MachineSpec};
 
 use acceleration::Found;
 use directory::{CONSOLE, MachineDirectory};
+use mirror::Hydrating;
 use process::Process;
 use qmp::Qmp;
 use settings::FLUSH_LIMIT;
@@ -51,14 +55,23 @@ use status::{Live, Observed};
 /// Runs machines with the QEMU on this machine.
 #[derive(Debug)]
 pub struct QemuProvider {
+    host: Arc<Host>,
+    /// Moves machines over to copies of their disks once those are complete.
+    mover: JoinHandle<()>,
+    _lock: File,
+}
+
+/// The machines, and what runs them.
+#[derive(Debug)]
+pub(crate) struct Host {
     settings: QemuSettings,
     machines: PathBuf,
     found: OnceCell<Found>,
     /// One operation at a time for each machine.
     locks: std::sync::Mutex<HashMap<MachineId, Arc<Mutex<()>>>>,
-    /// Starts count each other's memory, so they go one after the other up to that point.
+    /// A start counts the memory of all processes and then makes one more: one start at a time does that.
     memory: Mutex<()>,
-    _lock: File,
+    hydrating: Hydrating,
 }
 
 impl QemuProvider {
@@ -78,11 +91,34 @@ impl QemuProvider {
         // Processes are known by where they work, and the kernel names that without links and dots.
         let machines = fs::canonicalize(&machines).map_err(ComputeError::io("find", &machines))?;
         let locks = std::sync::Mutex::default();
-        Ok(Self { settings, machines, found: OnceCell::new(), locks, memory: Mutex::new(()), _lock: lock })
+        let (found, memory, hydrating) = (OnceCell::new(), Mutex::new(()), Hydrating::default());
+        let host = Arc::new(Host { settings, machines, found, locks, memory, hydrating });
+        host.resume_hydration()?;
+        let mover = tokio::spawn(mirror::move_machines(Arc::clone(&host)));
+        Ok(Self { host, mover, _lock: lock })
     }
+}
 
+impl Drop for QemuProvider {
+    fn drop(&mut self) {
+        self.mover.abort();
+    }
+}
+
+impl Host {
     fn directory(&self, machine: MachineId) -> MachineDirectory {
         MachineDirectory::new(&self.machines, machine)
+    }
+
+    fn list(&self) -> Result<Vec<MachineId>, ComputeError> {
+        let entries = fs::read_dir(&self.machines).map_err(ComputeError::io("list", &self.machines))?;
+        let mut machines = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(ComputeError::io("list", &self.machines))?;
+            machines.extend(entry.file_name().to_str().and_then(|name| name.parse::<MachineId>().ok()));
+        }
+        machines.sort_unstable();
+        Ok(machines)
     }
 
     fn lock_of(&self, machine: MachineId) -> Arc<Mutex<()>> {
@@ -133,35 +169,35 @@ impl QemuProvider {
 #[async_trait]
 impl Provider for QemuProvider {
     async fn capabilities(&self) -> Result<Capabilities, ComputeError> {
-        let found = self.found().await?;
-        let uefi = self.settings.ovmf_code.exists() && self.settings.ovmf_variables.exists();
+        let found = self.host.found().await?;
+        let uefi = self.host.settings.ovmf_code.exists() && self.host.settings.ovmf_variables.exists();
         let cpus = std::thread::available_parallelism().map_err(ComputeError::io("count", "processors"))?;
         Ok(Capabilities {
             acceleration: found.acceleration.clone(),
             firmwares: if uefi { vec![Firmware::Bios, Firmware::Uefi] } else { vec![Firmware::Bios] },
             version: found.version.clone(),
             cpus: u32::try_from(cpus.get()).unwrap_or(u32::MAX),
-            memory_mib_free: self.memory_mib_free()?,
+            memory_mib_free: self.host.memory_mib_free()?,
         })
     }
 
     async fn start(&self, spec: &MachineSpec) -> Result<(), ComputeError> {
-        let lock = self.lock_of(spec.id);
+        let lock = self.host.lock_of(spec.id);
         let _one_at_a_time = lock.lock().await;
-        self.start_machine(spec).await
+        self.host.start_machine(spec).await
     }
 
     async fn status(&self, machine: MachineId) -> Result<MachineStatus, ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.host.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.directory(machine);
-        let observed = self.observe(&directory).await?;
+        let directory = self.host.directory(machine);
+        let observed = self.host.observe(&directory).await?;
         console::trim(&directory.file(CONSOLE)).map_err(ComputeError::io("trim", directory.file(CONSOLE)))?;
         Ok(observed.into())
     }
 
     async fn console(&self, machine: MachineId, from: u64) -> Result<ConsoleText, ComputeError> {
-        let directory = self.directory(machine);
+        let directory = self.host.directory(machine);
         if !directory.exists() {
             return Err(ComputeError::NoMachine { machine });
         }
@@ -170,16 +206,16 @@ impl Provider for QemuProvider {
     }
 
     async fn screenshot(&self, machine: MachineId) -> Result<Vec<u8>, ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.host.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let live = self.live(machine).await?;
-        screen::take(&self.directory(machine), &live.qmp).await
+        let live = self.host.live(machine).await?;
+        screen::take(&self.host.directory(machine), &live.qmp).await
     }
 
     async fn shut_down(&self, machine: MachineId) -> Result<(), ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.host.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        match self.live(machine).await {
+        match self.host.live(machine).await {
             Ok(live) => live.qmp.ask(system_powerdown {}).await.map(drop),
             Err(ComputeError::Off { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -187,13 +223,13 @@ impl Provider for QemuProvider {
     }
 
     async fn power_off(&self, machine: MachineId) -> Result<(), ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.host.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.directory(machine);
+        let directory = self.host.directory(machine);
         if !directory.exists() {
             return Ok(());
         }
-        let had_power = self.end_process(&directory, FLUSH_LIMIT).await?;
+        let had_power = self.host.end_process(&directory, FLUSH_LIMIT).await?;
         if let Some(mut state) = directory.load()?
             && (had_power || state.off.is_none())
         {
@@ -204,23 +240,21 @@ impl Provider for QemuProvider {
     }
 
     async fn remove(&self, machine: MachineId) -> Result<(), ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.host.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.directory(machine);
-        self.end_process(&directory, Duration::from_secs(5)).await?;
+        let directory = self.host.directory(machine);
+        self.host.end_process(&directory, Duration::from_secs(5)).await?;
+        match directory.load() {
+            Ok(state) => mirror::remove_copies(&state.map(|state| state.copies).unwrap_or_default())?,
+            // What cannot be read must not keep the machine from going.
+            Err(error) => tracing::warn!(%machine, %error, "local copies of its disks may be left"),
+        }
         directory.remove()?;
         Ok(())
     }
 
     async fn machines(&self) -> Result<Vec<MachineId>, ComputeError> {
-        let entries = fs::read_dir(&self.machines).map_err(ComputeError::io("list", &self.machines))?;
-        let mut machines = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(ComputeError::io("list", &self.machines))?;
-            machines.extend(entry.file_name().to_str().and_then(|name| name.parse::<MachineId>().ok()));
-        }
-        machines.sort_unstable();
-        Ok(machines)
+        self.host.list()
     }
 
     async fn reach(
@@ -229,7 +263,24 @@ impl Provider for QemuProvider {
         guest_port: u16,
         limit: Duration,
     ) -> Result<Reached, ComputeError> {
-        self.reach_guest(machine, guest_port, limit).await
+        self.host.reach_guest(machine, guest_port, limit).await
+    }
+
+    async fn hydrate(
+        &self,
+        machine: MachineId,
+        disk: DiskNumber,
+        target: &HydrationTarget,
+    ) -> Result<(), ComputeError> {
+        self.host.hydrate(machine, disk, target).await
+    }
+
+    async fn hydration(&self, machine: MachineId) -> Result<Vec<DiskHydration>, ComputeError> {
+        self.host.hydration(machine).await
+    }
+
+    async fn cancel_hydration(&self, machine: MachineId, disk: DiskNumber) -> Result<(), ComputeError> {
+        self.host.cancel_hydration(machine, disk).await
     }
 }
 

@@ -39,13 +39,17 @@ pub(crate) struct Surroundings<'a> {
 /// Confines QEMU: no new programs, no other users, no calls that nobody uses any longer.
 pub(crate) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
-/// The arguments, or one clause that says why QEMU has none for this spec.
-pub(crate) fn arguments(spec: &MachineSpec, around: &Surroundings<'_>) -> Result<Vec<String>, String> {
+/// The arguments for a machine whose disks are at these addresses now, or one clause that says why QEMU has none for this spec.
+pub(crate) fn arguments(
+    spec: &MachineSpec,
+    disks: &[MachineDisk],
+    around: &Surroundings<'_>,
+) -> Result<Vec<String>, String> {
     let mut line = Line(Vec::new());
     line.machine(spec, around);
     line.firmware(spec.firmware, around);
     line.identity(spec);
-    line.disks(&spec.disks, around)?;
+    line.disks(disks, around)?;
     line.nics(spec, around)?;
     Ok(line.0)
 }

@@ -83,7 +83,7 @@ mod tests {
     fn a_long_text_loses_its_beginning_and_keeps_its_places() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("console");
-        let line = [b'x'; 1 << 20];
+        let line = vec![b'x'; 1 << 20];
         let file = File::create(&path).unwrap();
         let mebibytes = (CONSOLE_BYTES_KEPT >> 20) + 4;
         for place in 0..mebibytes {

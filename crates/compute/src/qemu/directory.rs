@@ -9,13 +9,14 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use lifeboat_model::MachineId;
+use lifeboat_model::{DiskNumber, MachineId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ComputeError;
+use crate::hydration::HydrationTarget;
 use crate::network::Forward;
 use crate::provider::OffReason;
-use crate::spec::MachineSpec;
+use crate::spec::{DiskAddress, MachineDisk, MachineSpec};
 
 /// The socket on which QEMU takes commands.
 pub(crate) const QMP: &str = "qmp";
@@ -42,11 +43,34 @@ pub(crate) struct MachineState {
     pub forwards: Vec<Forward>,
     /// Why it is off; none while it should be running.
     pub off: Option<OffReason>,
+    /// Local copies of its disks, at most one of each.
+    #[serde(default)]
+    pub copies: Vec<LocalCopy>,
+}
+
+/// A copy of a disk in a local file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LocalCopy {
+    pub disk: DiskNumber,
+    pub target: HydrationTarget,
+    pub stage: Stage,
+}
+
+/// How far a copy is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub(crate) enum Stage {
+    /// It is not complete, and the disk's source is what counts.
+    Copying,
+    /// It is what counts; the disk's source is no longer written.
+    Local,
+    /// It was given up and its file removed.
+    Failed { why: String },
 }
 
 impl MachineState {
-    /// A machine about to be started.
-    pub(crate) fn new(spec: MachineSpec, now: Timestamp) -> Self {
+    /// A machine about to be started, some of whose disks may be in local copies.
+    pub(crate) fn new(spec: MachineSpec, copies: Vec<LocalCopy>, now: Timestamp) -> Self {
         Self {
             version: VERSION,
             spec,
@@ -54,7 +78,23 @@ impl MachineState {
             first_instruction: None,
             forwards: Vec::new(),
             off: Some(OffReason::NotStarted { why: None }),
+            copies,
         }
+    }
+
+    pub(crate) fn copy_of(&self, disk: DiskNumber) -> Option<&LocalCopy> {
+        self.copies.iter().find(|copy| copy.disk == disk)
+    }
+
+    /// Its disks, each with the address of what counts.
+    pub(crate) fn disks(&self) -> Vec<MachineDisk> {
+        let mut disks = self.spec.disks.clone();
+        for disk in &mut disks {
+            if let Some(LocalCopy { target, stage: Stage::Local, .. }) = self.copy_of(disk.number) {
+                disk.source = DiskAddress::File { path: target.path.clone(), format: target.format };
+            }
+        }
+        disks
     }
 }
 

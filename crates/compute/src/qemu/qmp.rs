@@ -81,6 +81,11 @@ impl Qmp {
         }
     }
 
+    /// What was asked for did not come.
+    pub(crate) fn silent(&self, question: &'static str, limit: Duration) -> ComputeError {
+        ComputeError::Silent { machine: self.machine, question, limit }
+    }
+
     /// When the guest last began or went on executing, if that was during this connection.
     pub(crate) fn resumed(&self) -> Option<Timestamp> {
         *self.resumed.lock().unwrap_or_else(PoisonError::into_inner)

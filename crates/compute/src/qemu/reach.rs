@@ -11,13 +11,13 @@ use qapi::qmp::human_monitor_command;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::QemuProvider;
+use super::Host;
 use crate::error::ComputeError;
 use crate::provider::Reached;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-impl QemuProvider {
+impl Host {
     pub(crate) async fn reach_guest(
         &self,
         machine: MachineId,

@@ -13,10 +13,10 @@ use qapi::qmp::{RunState, cont};
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 
-use super::QemuProvider;
+use super::Host;
 use super::acceleration::{Found, not_run};
 use super::command_line::{Surroundings, arguments, source_node};
-use super::directory::{CONSOLE, LOG, MachineDirectory, MachineState, VARIABLES, private_file};
+use super::directory::{CONSOLE, LOG, MachineDirectory, MachineState, Stage, VARIABLES, private_file};
 use super::process::{Process, marker};
 use super::qmp::Qmp;
 use super::settings::START_LIMIT;
@@ -33,28 +33,29 @@ const OVERHEAD_MIB: u64 = 96;
 const PORT_ATTEMPTS: usize = 4;
 const PORT_TAKEN: &str = "host forwarding rule";
 
-impl QemuProvider {
+impl Host {
     /// The caller holds the machine's lock.
     pub(crate) async fn start_machine(&self, spec: &MachineSpec) -> Result<(), ComputeError> {
         let machine = spec.id;
         spec.check().map_err(|why| ComputeError::Spec { machine, why })?;
         let directory = self.directory(machine);
-        if let Observed::Live(live) = self.observe(&directory).await? {
-            if live.state.spec != *spec {
-                return Err(ComputeError::OtherSpec { machine });
+        let copies = match self.observe(&directory).await? {
+            Observed::Live(live) => return self.go_on(&directory, live, spec).await,
+            Observed::Absent | Observed::HalfMade => Vec::new(),
+            Observed::Off(before) => {
+                let copies: Vec<_> =
+                    before.copies.into_iter().filter(|copy| copy.stage == Stage::Local).collect();
+                if !copies.is_empty() && before.spec.disks != spec.disks {
+                    return Err(ComputeError::LocalDisks { machine });
+                }
+                copies
             }
-            if live.run == RunState::prelaunch {
-                self.check_disks(spec, &live.qmp).await?;
-                return go(&directory, live.state, &live.qmp).await;
-            }
-            return Ok(());
-        }
+        };
         let found = self.found().await?.clone();
         self.check_firmware(spec)?;
-        let _one_at_a_time = self.memory.lock().await;
         self.check_memory(spec)?;
         directory.create()?;
-        let mut state = MachineState::new(spec.clone(), Timestamp::now());
+        let mut state = MachineState::new(spec.clone(), copies, Timestamp::now());
         directory.store(&state)?;
         let mut outcome = Ok(());
         for _ in 0..PORT_ATTEMPTS {
@@ -71,6 +72,23 @@ impl QemuProvider {
             directory.store(&state)?;
         }
         outcome
+    }
+
+    /// The machine has a process already.
+    async fn go_on(
+        &self,
+        directory: &MachineDirectory,
+        live: Live,
+        spec: &MachineSpec,
+    ) -> Result<(), ComputeError> {
+        if live.state.spec != *spec {
+            return Err(ComputeError::OtherSpec { machine: spec.id });
+        }
+        if live.run == RunState::prelaunch {
+            self.check_disks(spec, &live.qmp).await?;
+            return go(directory, live.state, &live.qmp).await;
+        }
+        Ok(())
     }
 
     async fn launch(
@@ -91,11 +109,15 @@ impl QemuProvider {
             forwards: &state.forwards,
             nbd_wait_seconds: self.settings.nbd_wait_seconds,
         };
-        let arguments = arguments(&state.spec, &around).map_err(|why| ComputeError::Spec { machine, why })?;
+        let arguments = arguments(&state.spec, &state.disks(), &around)
+            .map_err(|why| ComputeError::Spec { machine, why })?;
         taps::create(&self.settings.ip, machine, &state.spec.nics).await?;
         state.off = None;
         directory.store(state)?;
+        let one_at_a_time = self.memory.lock().await;
+        self.check_memory(&state.spec)?;
         let child = self.spawn(directory, &arguments)?;
+        drop(one_at_a_time);
         let qmp = first_answer(directory, child).await?;
         self.check_disks(&state.spec, &qmp).await?;
         go(directory, state.clone(), &qmp).await

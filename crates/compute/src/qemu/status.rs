@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use qapi::qmp::{RunState, query_status, quit};
 
-use super::QemuProvider;
 use super::directory::{MachineDirectory, MachineState};
 use super::process::Process;
 use super::qmp::Qmp;
 use super::settings::{ANSWER_LIMIT, FLUSH_LIMIT};
 use super::taps;
+use super::{Host, mirror};
 use crate::error::ComputeError;
 use crate::provider::{MachineStatus, OffReason};
 
@@ -65,7 +65,7 @@ fn halted(run: RunState) -> Option<String> {
     Some(why.into())
 }
 
-impl QemuProvider {
+impl Host {
     /// Looks at a machine, and writes down what became of it when that is new. The caller holds the
     /// machine's lock.
     pub(crate) async fn observe(&self, directory: &MachineDirectory) -> Result<Observed, ComputeError> {
@@ -123,13 +123,14 @@ pub(crate) fn ended(directory: &MachineDirectory) -> OffReason {
     OffReason::Ended { why: directory.last_words() }
 }
 
-/// Writes down that a machine is off.
+/// Writes down that a machine is off. Copies of its disks that were not complete are gone with that.
 pub(crate) fn set_off(
     directory: &MachineDirectory,
     state: &mut MachineState,
     why: OffReason,
 ) -> Result<(), ComputeError> {
     tracing::info!(machine = %directory.machine, %why, "a machine is off");
+    mirror::give_up(&mut state.copies)?;
     state.off = Some(why);
     directory.store(state)
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use jiff::Timestamp;
-use lifeboat_compute::{CopyIdentity, DiskBus, Firmware, MachineId, MachineStatus, OffReason, Provider};
+use lifeboat_compute::{CopyIdentity, DiskBus, Firmware, MachineStatus, OffReason, Provider};
 use lifeboat_model::DiskNumber;
 
 use crate::guests::{BUTTON, SMBIOS, UP};
@@ -37,7 +37,7 @@ async fn a_machine_starts_shows_itself_and_goes_without_a_trace() {
     assert_eq!(site.provider.machines().await.unwrap(), [spec.id]);
     site.provider.remove(spec.id).await.unwrap();
     assert_eq!(processes_in(site.place.path()), [0; 0]);
-    assert_eq!(site.provider.machines().await.unwrap(), [MachineId::new(0); 0]);
+    assert!(site.provider.machines().await.unwrap().is_empty());
     assert_eq!(fs::read_dir(site.place.path().join("state/machines")).unwrap().count(), 0);
     assert_eq!(site.provider.status(spec.id).await.unwrap(), MachineStatus::Absent);
     assert!(site.place.path().join("image").exists(), "a disk that the provider did not make is gone");

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod guests;
+mod hydration;
 mod life;
 mod nbd;
 mod network;

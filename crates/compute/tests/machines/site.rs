@@ -36,6 +36,14 @@ impl Site {
         Self { place, provider }
     }
 
+    /// Ends the provider, as the end of the vault does, and opens another.
+    pub async fn replace_provider(&mut self) {
+        let place = self.place.path().join("nobody");
+        let nobody = QemuProvider::open(settings(&place)).await.unwrap();
+        drop(std::mem::replace(&mut self.provider, nobody));
+        self.provider = QemuProvider::open(settings(self.place.path())).await.unwrap();
+    }
+
     /// A disk image that starts this guest.
     pub fn image(&self, guest: &str, text: &str) -> PathBuf {
         let path = self.place.path().join("image");

@@ -76,11 +76,13 @@ fn demonstrate(arguments: &Arguments, stopping: &Arc<AtomicBool>) -> bool {
         done.ok()
     });
     let ended = trial.wait().unwrap();
-    let load = if setting_up.is_finished() { setting_up.join().ok().flatten() } else { None };
-    let up = load.is_some();
-    stopping.store(true, Ordering::Relaxed);
-    drop(load);
-    if up {
+    if !setting_up.is_finished() {
+        // A server that still boots does not hear its power button.
+        stopping.store(true, Ordering::Relaxed);
+        machine.cut_power();
+    }
+    if let Ok(Some(load)) = setting_up.join() {
+        drop(load);
         println!("Shutting the server down.");
         machine.shut_down();
     }

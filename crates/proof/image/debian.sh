@@ -79,6 +79,7 @@ rm -rf "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/
 
 # --- The server.
 echo source > "$root/etc/hostname"
+rm -f "$root/etc/resolv.conf"
 printf '127.0.0.1 localhost\n127.0.1.1 source\n' > "$root/etc/hosts"
 echo "UUID=$root_uuid / ext4 errors=remount-ro 0 1" > "$root/etc/fstab"
 cat > "$root/etc/systemd/network/wired.network" <<'END'

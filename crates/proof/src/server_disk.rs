@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use lifeboat_model::Digest;
 
@@ -115,13 +115,14 @@ fn kept_image(layout: DiskLayout) -> PathBuf {
     let lock = File::create(dir.join("lock")).unwrap();
     lock.lock().unwrap();
     if !image.exists() {
-        build(layout, &image);
+        build(layout, &image, lock);
     }
     image
 }
 
-/// Runs the recipe. The image gets its name when it is whole.
-fn build(layout: DiskLayout, image: &Path) {
+/// Runs the recipe. The image gets its name when it is whole. The recipe inherits `lock`, so that
+/// nobody else writes there while it runs, whatever becomes of this process.
+fn build(layout: DiskLayout, image: &Path, lock: File) {
     let partial = image.with_extension("partial");
     let log = image.with_extension("log");
     println!("Making the disk of a Debian server, which takes some minutes: {}", log.display());
@@ -130,7 +131,7 @@ fn build(layout: DiskLayout, image: &Path) {
     let status = Command::new("sh")
         .args(["-c", RECIPE, "debian.sh", layout.word()])
         .arg(&partial)
-        .stdin(Stdio::null())
+        .stdin(lock)
         .stdout(output)
         .stderr(errors)
         .status()

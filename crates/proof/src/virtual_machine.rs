@@ -15,7 +15,7 @@ use crate::qmp::Qmp;
 use crate::{DiskLayout, ServerDisk, Ssh, wait_for, wait_within};
 
 /// A boot takes a minute when nothing else runs: the processor is emulated.
-const BOOT_MAX: Duration = Duration::from_secs(420);
+const BOOT_MAX: Duration = Duration::from_secs(600);
 const SHUTDOWN_MAX: Duration = Duration::from_secs(180);
 
 /// The address by which the machine reaches the loopback address of this one.

@@ -76,15 +76,20 @@ fn demonstrate(arguments: &Arguments, stopping: &Arc<AtomicBool>) -> bool {
         done.ok()
     });
     let ended = trial.wait().unwrap();
-    let load = if setting_up.is_finished() { setting_up.join().ok().flatten() } else { None };
-    let up = load.is_some();
-    stopping.store(true, Ordering::Relaxed);
+    let early = !setting_up.is_finished();
+    if early {
+        // A server that still boots does not hear its power button.
+        stopping.store(true, Ordering::Relaxed);
+        machine.cut_power();
+    }
+    let load = setting_up.join().ok().flatten();
+    let set_up = load.is_some();
     drop(load);
-    if up {
+    if set_up && !early {
         println!("Shutting the server down.");
         machine.shut_down();
     }
-    ended.success()
+    ended.success() && (set_up || early)
 }
 
 fn start_trial(arguments: &Arguments) -> Child {

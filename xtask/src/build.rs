@@ -44,7 +44,7 @@ pub fn bench() -> Result<PathBuf, String> {
 }
 
 /// Where cargo puts what it builds.
-fn target_dir() -> PathBuf {
+pub fn target_dir() -> PathBuf {
     let named = std::env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty());
     // A relative one counts from where cargo runs, which is the root.
     root().join(named.unwrap_or_else(|| "target".into()))

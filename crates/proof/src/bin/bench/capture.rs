@@ -37,45 +37,70 @@ pub fn run(quick: bool) -> Table {
     site.untrack();
     transactions_per_second(&database, seconds.min(10));
 
-    let mut runs: [Vec<f64>; 3] = Default::default();
-    let mut spans = Vec::new();
+    let mut runs = Runs::default();
     let orders = [
         [Protection::Off, Protection::Apart, Protection::Beside],
         [Protection::Beside, Protection::Apart, Protection::Off],
     ];
     for round in 0..rounds {
         for protection in orders[round % 2] {
-            if protection != Protection::Off {
-                let resumed = Timestamp::now();
-                site.resume();
-                replication::await_point_after(&site, resumed);
-            }
-            if protection == Protection::Apart {
-                replication::yield_processors(&site);
-            }
-            database.sql("checkpoint");
-            let begun = Timestamp::now();
-            runs[protection as usize].push(transactions_per_second(&database, seconds));
-            spans.push((protection, begun, Timestamp::now()));
-            if protection != Protection::Off {
-                site.stop();
-                site.untrack();
-            }
+            runs.measure(&mut site, &database, protection, seconds);
         }
     }
-    let resumed = Timestamp::now();
-    site.resume();
-    replication::await_point_after(&site, resumed);
-    let during =
-        |time| spans.iter().any(|(how, from, to)| *how != Protection::Off && *from <= time && time <= *to);
-    let points: Vec<_> = replication::points(&site).into_iter().filter(|point| during(point.time)).collect();
+    resume(&mut site);
+    let points: Vec<_> =
+        replication::points(&site).into_iter().filter(|point| runs.is_within(point.time)).collect();
 
     table.note(format!(
         "{}: pgbench -c 4 -j 2 -T {seconds}, scale {scale}, data and log on two loop disks with ext4; {rounds} rounds in alternating order; medians.",
         version("/usr/lib/postgresql/15/bin/postgres", "--version")
     ));
     table.note("\"apart\": process server and vault at idle priority (chrt --idle), for machines of their own; \"beside\": all roles compete with PostgreSQL for the processors.");
-    let [off, apart, beside] = &runs;
+    transaction_rows(&mut table, &runs);
+    point_rows(&mut table, &points);
+    table
+}
+
+/// What pgbench said, and when it ran protected.
+#[derive(Default)]
+struct Runs {
+    /// Transactions a second, by [`Protection`].
+    per_second: [Vec<f64>; 3],
+    protected: Vec<(Timestamp, Timestamp)>,
+}
+
+impl Runs {
+    fn measure(&mut self, site: &mut Site, database: &PostgreSql, protection: Protection, seconds: u32) {
+        if protection != Protection::Off {
+            resume(site);
+        }
+        if protection == Protection::Apart {
+            replication::yield_processors(site);
+        }
+        database.sql("checkpoint");
+        let begun = Timestamp::now();
+        self.per_second[protection as usize].push(transactions_per_second(database, seconds));
+        if protection != Protection::Off {
+            self.protected.push((begun, Timestamp::now()));
+            site.stop();
+            site.untrack();
+        }
+    }
+
+    fn is_within(&self, time: Timestamp) -> bool {
+        self.protected.iter().any(|(from, to)| *from <= time && time <= *to)
+    }
+}
+
+/// Starts the site again and waits for its first point.
+fn resume(site: &mut Site) {
+    let resumed = Timestamp::now();
+    site.resume();
+    replication::await_point_after(site, resumed);
+}
+
+fn transaction_rows(table: &mut Table, runs: &Runs) {
+    let [off, apart, beside] = &runs.per_second;
     for (what, with) in
         [("transactions, other roles apart", apart), ("transactions, other roles beside", beside)]
     {
@@ -95,6 +120,9 @@ pub fn run(quick: bool) -> Table {
         list(apart, 0),
         list(beside, 0)
     ));
+}
+
+fn point_rows(table: &mut Table, points: &[replication::Point]) {
     let windows: Vec<_> = points
         .iter()
         .map(|point| std::time::Duration::from_micros(point.window_us).as_secs_f64() * 1e3)
@@ -119,7 +147,6 @@ pub fn run(quick: bool) -> Table {
     });
     let tries = points.iter().map(|point| point.attempts).max().unwrap_or(0);
     table.value("attempts for a point, most", tries.to_string(), "-");
-    table
 }
 
 fn transactions_per_second(database: &PostgreSql, seconds: u32) -> f64 {

@@ -186,6 +186,7 @@ mod tests {
     fn a_vault_that_was_started_waits_a_minute_and_then_says_when_the_agent_was_heard() {
         let silence = |listening_since: i64| {
             silence(&Observed {
+                fenced: None,
                 now: at(1_000),
                 listening_since: at(listening_since),
                 capture: None,

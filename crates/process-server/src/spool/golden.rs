@@ -17,7 +17,8 @@ fn point() -> SealedPoint {
     let disks = vec![SealDisk { disk: DiskNumber(3), epoch: Epoch(7), parts: 1, bytes: 1 << 30 }];
     let capture =
         CaptureFigures { duration_us: 1, window_us: 2, frozen_us: 3, attempts: 4, blocks_in_window: 5 };
-    let seal = SealPoint { point: PointId::new(0xaa), time, kind: PointKind::Crash, disks, capture };
+    let removed = Vec::new();
+    let seal = SealPoint { point: PointId::new(0xaa), time, kind: PointKind::Crash, disks, removed, capture };
     SealedPoint { order: 9, server: ServerId::new(0x0123), seal, sealed_at: time }
 }
 

@@ -3,12 +3,16 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use lifeboat_model::ByteCount;
 use lifeboat_tracker::TrackerSet;
 use lifeboat_wire::agent::{AgentReport, CaptureMode};
+use serde::Serialize;
+use serde_json::json;
 
+use crate::quiet::{Quiet, QuietLog};
 use crate::settings::Settings;
 use crate::{check, run, status};
 
@@ -34,17 +38,23 @@ enum Command {
         /// A disk to check; all disks of this server when none is named.
         #[arg(long = "disk", value_name = "PATH")]
         disks: Vec<PathBuf>,
+        #[command(flatten)]
+        form: Form,
     },
     /// Ask the running agent what it does.
     Status {
         #[command(flatten)]
         config: Config,
-        /// How to print it.
-        #[arg(long, value_enum, default_value_t = Output::Text)]
-        output: Output,
+        #[command(flatten)]
+        form: Form,
     },
     /// End the tracking of all disks and remove its pins; for a server that is no longer protected.
-    Untrack(Config),
+    Untrack {
+        #[command(flatten)]
+        config: Config,
+        #[command(flatten)]
+        form: Form,
+    },
     /// Print the version.
     Version,
 }
@@ -56,7 +66,14 @@ struct Config {
     path: PathBuf,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Form {
+    /// How to print the answer.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
     /// For people.
     Text,
@@ -68,14 +85,21 @@ enum Output {
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let output = match &arguments.command {
+        Command::Check { form, .. } | Command::Status { form, .. } | Command::Untrack { form, .. } => {
+            form.output
+        }
+        Command::Run(_) | Command::Version => Output::Text,
+    };
     let outcome = match arguments.command {
         Command::Run(config) => {
-            start_log();
-            run::run(&config.path).map(|()| true).map_err(|error| error.to_string())
+            let quiet = Quiet::new();
+            start_log(&quiet);
+            run::run(&config.path, &quiet).map(|()| true).map_err(|error| error.to_string())
         }
-        Command::Check { disks } => Ok(print_check(&disks)),
-        Command::Status { config, output } => print_status(&config.path, output),
-        Command::Untrack(config) => untrack(&config.path),
+        Command::Check { disks, .. } => print_check(&disks, output),
+        Command::Status { config, .. } => print_status(&config.path, output),
+        Command::Untrack { config, .. } => untrack(&config.path, output),
         Command::Version => {
             println!("lifeboat-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(true)
@@ -85,16 +109,20 @@ pub fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(sentence) => {
-            eprintln!("lifeboat-agent: {}.", sentence.trim_end_matches('.'));
+            let sentence = format!("{}.", sentence.trim_end_matches('.'));
+            match output {
+                Output::Text => eprintln!("lifeboat-agent: {sentence}"),
+                Output::Json => eprintln!("{}", json!({"error": {"code": "failed", "message": sentence}})),
+            }
             ExitCode::from(2)
         }
     }
 }
 
-fn start_log() {
+fn start_log(quiet: &Arc<Quiet>) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(QuietLog(Arc::clone(quiet)));
     // Systemd adds the time itself.
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         log.with_ansi(false).without_time().init();
@@ -103,12 +131,21 @@ fn start_log() {
     }
 }
 
-fn print_check(disks: &[PathBuf]) -> bool {
+fn print_json(answer: &impl Serialize) -> Result<(), String> {
+    println!("{}", serde_json::to_string_pretty(answer).map_err(|error| error.to_string())?);
+    Ok(())
+}
+
+fn print_check(disks: &[PathBuf], output: Output) -> Result<bool, String> {
     let (findings, good) = check::check(disks);
+    if output == Output::Json {
+        print_json(&json!({"can_be_protected": good, "findings": findings}))?;
+        return Ok(good);
+    }
     for finding in findings {
         println!("{} {}", if finding.good { "yes:" } else { "no: " }, finding.sentence);
     }
-    good
+    Ok(good)
 }
 
 fn print_status(config: &Path, output: Output) -> Result<bool, String> {
@@ -116,17 +153,28 @@ fn print_status(config: &Path, output: Output) -> Result<bool, String> {
     let report = match status::ask(&settings.status_socket()) {
         Ok(report) => report,
         Err(error) => {
-            println!("The agent does not run ({error}). Start it: systemctl start lifeboat-agent");
+            let sentence =
+                format!("The agent does not run ({error}). Start it: systemctl start lifeboat-agent");
+            match output {
+                Output::Json => print_json(&json!({"running": false, "message": sentence}))?,
+                Output::Text => println!("{sentence}"),
+            }
             return Ok(false);
         }
     };
     match output {
-        Output::Json => {
-            println!("{}", serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?);
-        }
+        Output::Json => print_json(&Running { running: true, report: &report })?,
         Output::Text => print!("{}", status_text(&report)),
     }
     Ok(!matches!(report.capture, CaptureMode::Stalled { .. }))
+}
+
+/// The status of an agent that runs.
+#[derive(Serialize)]
+struct Running<'a> {
+    running: bool,
+    #[serde(flatten)]
+    report: &'a AgentReport,
 }
 
 fn status_text(report: &AgentReport) -> String {
@@ -161,17 +209,23 @@ fn status_text(report: &AgentReport) -> String {
     text
 }
 
-fn untrack(config: &Path) -> Result<bool, String> {
+fn untrack(config: &Path, output: Output) -> Result<bool, String> {
     let settings = Settings::load(config).map_err(|error| error.to_string())?;
     let set = TrackerSet::open(&settings.pin_dir).map_err(|error| error.to_string())?;
     let pinned = set.list().map_err(|error| error.to_string())?;
     for instance in &pinned {
         set.detach(&instance.key).map_err(|error| error.to_string())?;
     }
-    println!(
-        "{} disks are tracked no longer. An agent that starts again compares them with their copies.",
-        pinned.len()
-    );
+    match output {
+        Output::Json => {
+            let disks: Vec<_> = pinned.iter().map(|instance| instance.key.as_str()).collect();
+            print_json(&json!({"untracked": disks}))?;
+        }
+        Output::Text => println!(
+            "{} disks are tracked no longer. An agent that starts again compares them with their copies.",
+            pinned.len()
+        ),
+    }
     Ok(true)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! It alone holds the trackers. It does one order after the other and never decides anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lifeboat_capture::{
-    Capture, CaptureError, CapturedPoint, Mark, PointError, QuiesceHooks, QuiesceOptions, ReadError,
-    Unfreezable, Unreadable,
+    Capture, CaptureError, CapturedPoint, Mark, PointError, QuiesceOptions, ReadError, Unfreezable,
+    Unreadable,
 };
 use lifeboat_model::{DiskNumber, Extent, PointKind};
 use lifeboat_tracker::{Attached, DiskDevice, DiskKey, DiskTracker, ResyncWanted, TrackerError, TrackerSet};
@@ -21,6 +21,7 @@ use crate::device::hardware_id_of;
 use crate::engine::{
     DiskProblem, Event, Notice, Opened, PointFailure, PointOrder, Round, RoundDone, RoundEnd, Tracking, Way,
 };
+use crate::quiet::{KeepQuiet, Quiet};
 use crate::replicator::Inbox;
 use crate::sink::{PartSink, Traffic, Uplink};
 use crate::unreported::Unreported;
@@ -74,15 +75,15 @@ pub(crate) struct Devices {
     inbox: Inbox,
     waiting: Waiting,
     quiesce: QuiesceOptions,
+    quiet: Arc<Quiet>,
     /// What was said of writes without a place and is not settled yet.
     unlocated: BTreeMap<DiskNumber, ResyncWanted>,
     /// What was told of writes whose completion was not reported.
     unreported: BTreeMap<DiskNumber, Unreported>,
+    /// Disks that were told to be read-only.
+    read_only: BTreeSet<DiskNumber>,
     clock_was_behind: bool,
 }
-
-struct NoHooks;
-impl QuiesceHooks for NoHooks {}
 
 impl Devices {
     pub fn new(
@@ -90,7 +91,7 @@ impl Devices {
         uplink: Arc<Uplink>,
         inbox: Inbox,
         waiting: Waiting,
-        quiesce: QuiesceOptions,
+        (quiesce, quiet): (QuiesceOptions, Arc<Quiet>),
     ) -> Self {
         let (apart, paths) = (BTreeMap::new(), BTreeMap::new());
         Self {
@@ -100,10 +101,12 @@ impl Devices {
             mark: None,
             unlocated: BTreeMap::new(),
             unreported: BTreeMap::new(),
+            read_only: BTreeSet::new(),
             uplink,
             inbox,
             waiting,
             quiesce,
+            quiet,
             clock_was_behind: false,
         }
     }
@@ -189,6 +192,8 @@ impl Devices {
     fn open(&mut self, disk: DiskNumber, path: &str) -> Result<Opened, String> {
         let sentence = |error: TrackerError| error.to_string();
         let device = DiskDevice::inspect(Path::new(path)).map_err(sentence)?;
+        self.capture.trackers().refuse_tracked_elsewhere(&device).map_err(sentence)?;
+        self.tell_of_read_only(disk, path, device.read_only);
         self.apart.remove(&disk);
         let (tracker, tracking) = attach(self.capture.trackers(), disk, &device).map_err(sentence)?;
         let wanted = tracker.resync_wanted();
@@ -201,6 +206,27 @@ impl Devices {
         Ok(Opened { bytes: device.size_bytes, hardware_id: hardware_id_of(&device), tracking, unlocated })
     }
 
+    /// Nothing can write to such a disk here, so it can be protected; but whoever named it may have
+    /// meant another one, and a disk that another machine writes is not followed.
+    fn tell_of_read_only(&mut self, disk: DiskNumber, path: &str, read_only: bool) {
+        if !read_only {
+            self.read_only.remove(&disk);
+        } else if self.read_only.insert(disk) {
+            self.inbox.tell(Notice {
+                severity: Severity::Information,
+                code: "disk_read_only",
+                disk: Some(disk),
+                message: format!(
+                    "Disk {disk} ({path}) is read-only; it is copied, and no change is expected until it can be \
+                     written."
+                ),
+                next_step: "If another machine writes to this disk, protect it there: writes from elsewhere are \
+                            not seen here."
+                    .into(),
+            });
+        }
+    }
+
     fn note_unlocated(&mut self, disk: DiskNumber, wanted: ResyncWanted) -> String {
         self.unlocated.insert(disk, wanted);
         unlocated(&wanted.stats)
@@ -211,6 +237,7 @@ impl Devices {
         self.unlocated.remove(&disk);
         if untrack {
             self.unreported.remove(&disk);
+            self.read_only.remove(&disk);
         }
         let tracker = self.apart.remove(&disk).or_else(|| self.capture.remove_disk(disk));
         drop(tracker);
@@ -339,14 +366,13 @@ impl Devices {
                 let mut options = self.quiesce.clone();
                 options.unfreezable =
                     if order.way == Way::Quiesced { Unfreezable::Refuse } else { Unfreezable::Sync };
-                self.capture.quiesced_point(sink, &options, &mut NoHooks, deadline, &clock).map(
-                    |mut point| {
-                        if !point.not_frozen.is_empty() {
-                            point.kind = PointKind::Crash;
-                        }
-                        point
-                    },
-                )
+                let mut hooks = KeepQuiet(Arc::clone(&self.quiet));
+                self.capture.quiesced_point(sink, &options, &mut hooks, deadline, &clock).map(|mut point| {
+                    if !point.not_frozen.is_empty() {
+                        point.kind = PointKind::Crash;
+                    }
+                    point
+                })
             }
         };
         if order.collect && captured.is_ok() {

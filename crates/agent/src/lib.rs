@@ -11,6 +11,7 @@ pub mod check;
 pub mod cli;
 pub mod device;
 pub mod engine;
+pub mod quiet;
 pub mod record;
 pub mod replicator;
 pub mod run;

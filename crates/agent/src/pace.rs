@@ -4,6 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use lifeboat_model::ByteCount;
+use lifeboat_wire::event::Severity;
+
+use crate::engine::Notice;
+use crate::status::Status;
+
 /// So far may a sender fall behind its rate and catch up later.
 const CATCH_UP_MAX: Duration = Duration::from_millis(200);
 
@@ -39,9 +45,54 @@ impl Pace {
     }
 }
 
+/// Tells once that a limit of the policy is lower than what the agent can keep.
+#[derive(Debug, Default)]
+pub(crate) struct RaisedLimit(Option<u64>);
+
+impl RaisedLimit {
+    pub fn tell(&mut self, limit: Option<u64>, status: &Status) {
+        if let Some(notice) = self.notice(limit) {
+            status.tell(notice);
+        }
+    }
+
+    fn notice(&mut self, limit: Option<u64>) -> Option<Notice> {
+        let low = limit.filter(|limit| *limit < BYTES_PER_SECOND_MIN);
+        if std::mem::replace(&mut self.0, low) == low {
+            return None;
+        }
+        Some(Notice {
+            severity: Severity::Warning,
+            code: "copy_limit_raised",
+            disk: None,
+            message: format!(
+                "The policy limits copies to {} a second; they are sent at {} a second, since with less the process \
+                 server would take a connection for dead.",
+                ByteCount(low?),
+                ByteCount(BYTES_PER_SECOND_MIN)
+            ),
+            next_step: format!(
+                "Set the policy's copy limit to {BYTES_PER_SECOND_MIN} bytes or more, or to none."
+            ),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_that_is_too_low_is_told_once() {
+        let mut raised = RaisedLimit::default();
+        assert_eq!(raised.notice(None), None);
+        assert_eq!(raised.notice(Some(BYTES_PER_SECOND_MIN)), None);
+        let told = raised.notice(Some(1024)).unwrap();
+        assert!(told.message.contains("1.0 KiB a second; they are sent at 64.0 KiB"), "{}", told.message);
+        assert_eq!(raised.notice(Some(1024)), None);
+        assert_eq!(raised.notice(None), None);
+        assert!(raised.notice(Some(2048)).is_some());
+    }
 
     #[test]
     fn the_rate_holds_over_many_sends_and_can_be_taken_away() {

@@ -12,6 +12,7 @@ use lifeboat_wire::agent::RequestResult;
 
 use crate::devices::Order;
 use crate::engine::{Action, Engine, Event, Job, Notice};
+use crate::quiet::Quiet;
 use crate::sink::Uplink;
 use crate::status::Status;
 
@@ -56,6 +57,7 @@ impl Inbox {
 pub(crate) struct Replicator {
     pub engine: Engine,
     pub record_file: PathBuf,
+    pub quiet: Arc<Quiet>,
     pub uplink: Arc<Uplink>,
     pub status: Arc<Status>,
     pub inbox: Inbox,
@@ -93,7 +95,8 @@ impl Replicator {
     fn perform(&mut self, action: Action, start: Instant) -> bool {
         match action {
             Action::Save(record) => {
-                let saved = record.save(&self.record_file).map_err(|error| error.to_string());
+                let save = || record.save(&self.record_file).map_err(|error| error.to_string());
+                let saved = self.quiet.when_thawed(save);
                 if let Err(error) = &saved {
                     tracing::error!("{error}");
                 }

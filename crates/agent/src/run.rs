@@ -1,6 +1,7 @@
 //! Running an agent: start, the tasks beside the replicator, stop.
 
-use std::collections::VecDeque;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lifeboat_capture::{Capture, CaptureOptions, QuiesceOptions, thaw_leftovers};
-use lifeboat_tracker::{DiskDevice, TrackerSet};
+use lifeboat_tracker::{DiskDevice, TrackerSet, check_privileges};
 use lifeboat_transport::Backoff;
 use lifeboat_trust::private_file::create_private_directory;
 use lifeboat_trust::{Credentials, Identity};
@@ -29,7 +30,8 @@ use crate::devices::{Devices, Waiting};
 use crate::engine::{Engine, Event, Failure, Notice, WantedDisk};
 use crate::link::ProcessServer;
 use crate::notify::notify;
-use crate::pace::Pace;
+use crate::pace::{Pace, RaisedLimit};
+use crate::quiet::Quiet;
 use crate::record::Record;
 use crate::recovery_copy;
 use crate::replicator::{Inbox, Message, Replicator};
@@ -61,8 +63,10 @@ impl RunError {
 ///
 /// # Errors
 /// When it cannot start, or a thread of it ended by itself.
-pub fn run(config: &Path) -> Result<(), RunError> {
+pub fn run(config: &Path, quiet: &Arc<Quiet>) -> Result<(), RunError> {
     stop_with_parent()?;
+    // First, lest somebody who is not root is told of directories that belong to root.
+    check_privileges().map_err(RunError::of)?;
     let settings = Settings::load(config).map_err(RunError::of)?;
     create_private_directory(&settings.state).map_err(RunError::of)?;
     let _lock = lock(&settings)?;
@@ -74,7 +78,7 @@ pub fn run(config: &Path) -> Result<(), RunError> {
         let rested = runtime.block_on(recovery_copy::rest());
         return rested.map_err(|error| RunError(format!("cannot wait for signals: {error}")));
     }
-    let outcome = Agent::start(config, &settings, runtime.handle()).and_then(|agent| {
+    let outcome = Agent::start(config, &settings, quiet, runtime.handle()).and_then(|agent| {
         agent.tell_of_thaw(&thawed);
         agent.until_stopped(config, &runtime)
     });
@@ -129,7 +133,12 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(config: &Path, settings: &Settings, runtime: &tokio::runtime::Handle) -> Result<Self, RunError> {
+    fn start(
+        config: &Path,
+        settings: &Settings,
+        quiet: &Arc<Quiet>,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Self, RunError> {
         let credentials = credentials(settings)?;
         let (record, damaged) = Record::load(&settings.record_file()).map_err(RunError::of)?;
         let server = ProcessServer::new(&settings.process_servers, &credentials).map_err(RunError::of)?;
@@ -171,17 +180,19 @@ impl Agent {
         });
         let (inbox, messages) = Inbox::new(Arc::clone(&status));
         let socket = bind(runtime, &settings.status_socket())?;
-        let devices = Devices::new(capture, Arc::clone(&uplink), inbox.clone(), waiting, quiesce);
+        let devices =
+            Devices::new(capture, Arc::clone(&uplink), inbox.clone(), waiting, (quiesce, Arc::clone(quiet)));
         let turns = Arc::new(AtomicU64::new(0));
         let (results_sender, results) = unbounded_channel();
         let engine = Engine::new(record, settings.name(), Box::new(rand::random));
-        inbox.send(Event::Wanted(wanted(&settings.disks)));
+        inbox.send(Event::Wanted(wanted(&settings.disks).disks));
         let (devices_sender, orders) = channel();
         let (copier_sender, jobs) = channel();
         let copier = Copier::new(Arc::clone(&uplink), inbox.clone(), devices_sender.clone());
         let replicator = Replicator {
             engine,
             record_file: settings.record_file(),
+            quiet: Arc::clone(quiet),
             uplink: Arc::clone(&uplink),
             status: Arc::clone(&status),
             inbox: inbox.clone(),
@@ -216,7 +227,7 @@ impl Agent {
         let Self { uplink, status, inbox, replicator, turns, results, socket } = self;
         runtime.spawn(answer(socket, Arc::clone(&status)));
         runtime.spawn(report(Arc::clone(&uplink), Arc::clone(&status)));
-        runtime.spawn(follow_assignment(Arc::clone(&uplink), inbox.clone()));
+        runtime.spawn(follow_assignment(Arc::clone(&uplink), inbox.clone(), Arc::clone(&status)));
         runtime.spawn(post_results(Arc::clone(&uplink), results));
         runtime.spawn(watch_settings(
             config.to_owned(),
@@ -296,13 +307,47 @@ fn bind(runtime: &tokio::runtime::Handle, path: &Path) -> Result<UnixListener, R
         .map_err(|error| RunError(format!("cannot make the socket {}: {error}", path.display())))
 }
 
-/// The disks of the settings, with what they call themselves.
-fn wanted(paths: &[String]) -> Vec<WantedDisk> {
-    let disks = paths.iter().map(|path| {
+/// What the list of disks in the settings comes to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    /// The disks, with what they call themselves.
+    disks: Vec<WantedDisk>,
+    /// Paths of disks that an earlier path names already, with that one.
+    twice: Vec<(String, String)>,
+}
+
+/// Two paths may lead to one disk, and without a serial number its name is the path: it would be
+/// tracked and copied as two.
+fn wanted(paths: &[String]) -> Wanted {
+    let mut wanted = Wanted::default();
+    let mut first_of: BTreeMap<(u32, u32), &String> = BTreeMap::new();
+    for path in paths {
         let device = DiskDevice::inspect(Path::new(path)).ok();
-        WantedDisk { path: path.clone(), identity: device.map(|device| identity_of(&device, path)) }
-    });
-    disks.collect()
+        if let Some(device) = &device {
+            match first_of.entry((device.identity.major, device.identity.minor)) {
+                Entry::Occupied(first) => {
+                    wanted.twice.push((path.clone(), (*first.get()).clone()));
+                    continue;
+                }
+                Entry::Vacant(first) => drop(first.insert(path)),
+            }
+        }
+        let identity = device.map(|device| identity_of(&device, path));
+        wanted.disks.push(WantedDisk { path: path.clone(), identity });
+    }
+    wanted
+}
+
+fn tell_of_twice(status: &Status, config: &Path, twice: &[(String, String)]) {
+    for (path, first) in twice {
+        status.tell(Notice {
+            severity: Severity::Warning,
+            code: "disk_named_twice",
+            disk: None,
+            message: format!("{path} is the same disk as {first}, which the settings name before it."),
+            next_step: format!("Take one of the two out of `disks` in {}.", config.display()),
+        });
+    }
 }
 
 async fn report(uplink: Arc<Uplink>, status: Arc<Status>) {
@@ -317,8 +362,9 @@ async fn report(uplink: Arc<Uplink>, status: Arc<Status>) {
     }
 }
 
-async fn follow_assignment(uplink: Arc<Uplink>, inbox: Inbox) {
+async fn follow_assignment(uplink: Arc<Uplink>, inbox: Inbox, status: Arc<Status>) {
     let mut seen = None;
+    let mut raised = RaisedLimit::default();
     let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
     loop {
         match uplink.server.assignment(seen).await {
@@ -328,6 +374,7 @@ async fn follow_assignment(uplink: Arc<Uplink>, inbox: Inbox) {
                     seen = Some(assignment.revision);
                     uplink.throttle.set(assignment.throttle_bytes_per_second);
                     uplink.copy_limit.set(assignment.policy.copy_bytes_per_second);
+                    raised.tell(assignment.policy.copy_bytes_per_second, &status);
                     inbox.send(Event::Assignment(Box::new(assignment)));
                 }
             }
@@ -368,7 +415,7 @@ async fn post_results(uplink: Arc<Uplink>, mut results: UnboundedReceiver<Reques
 /// Follows the list of disks in the settings and the certificate, on SIGHUP and by themselves.
 async fn watch_settings(config: PathBuf, uplink: Arc<Uplink>, inbox: Inbox, status: Arc<Status>) {
     let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-    let mut disks = None;
+    let mut known = None;
     let mut complained = String::new();
     let mut renewed = Instant::now();
     loop {
@@ -380,9 +427,12 @@ async fn watch_settings(config: PathBuf, uplink: Arc<Uplink>, inbox: Inbox, stat
         match loaded.await.unwrap_or_else(|_| Err(RunError("reading the settings broke down".into()))) {
             Ok((now, settings)) => {
                 complained.clear();
-                if disks.as_ref() != Some(&now) {
-                    inbox.send(Event::Wanted(now.clone()));
-                    disks = Some(now);
+                if known.as_ref() != Some(&now) {
+                    inbox.send(Event::Wanted(now.disks.clone()));
+                    if known.as_ref().map(|before: &Wanted| &before.twice) != Some(&now.twice) {
+                        tell_of_twice(&status, &config, &now.twice);
+                    }
+                    known = Some(now);
                 }
                 if asked || renewed.elapsed() > CREDENTIALS_EVERY {
                     renewed = Instant::now();

@@ -200,6 +200,18 @@ mod tests {
     }
 
     #[test]
+    fn the_example_shows_every_setting() {
+        // A setting that is not known is answered with the list of those that are.
+        let refused = parse("nothing_of_this_name = 1").unwrap_err();
+        let known: Vec<_> =
+            refused.rsplit("expected one of").next().unwrap().split('`').skip(1).step_by(2).collect();
+        assert!(known.len() >= 8 && known.contains(&"pin_dir"), "{refused}");
+        let example: toml::Table = include_str!("../agent.example.toml").parse().unwrap();
+        let missing: Vec<_> = known.into_iter().filter(|setting| !example.contains_key(*setting)).collect();
+        assert!(missing.is_empty(), "{missing:?} are missing in agent.example.toml");
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused_by_name() {
         let base = "process_servers = [\"https://192.0.2.10:9443\"]\n";
         for (text, word) in [

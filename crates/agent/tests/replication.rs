@@ -182,13 +182,24 @@ fn a_second_agent_on_the_same_state_is_refused() {
     assert!(sentence.contains("another agent uses") && sentence.contains("systemctl stop"), "{sentence}");
 
     let status = site.command(&["status", "--config", config.to_str().unwrap(), "--output", "json"]);
-    let report: AgentReport = serde_json::from_slice(&status.stdout).unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(answer["running"], true);
+    let report: AgentReport = serde_json::from_value(answer).unwrap();
     assert_eq!(
         (report.capture, report.disks.len(), status.status.code()),
         (CaptureMode::Optimistic, 1, Some(0))
     );
     assert_eq!(site.stop(), Some(0));
-    assert_eq!(site.command(&["status", "--config", config.to_str().unwrap()]).status.code(), Some(1));
+    let down = site.command(&["status", "--config", config.to_str().unwrap(), "--output", "json"]);
+    let answer: serde_json::Value = serde_json::from_slice(&down.stdout).unwrap();
+    assert_eq!((down.status.code(), &answer["running"]), (Some(1), &false.into()));
+    assert!(answer["message"].as_str().unwrap().starts_with("The agent does not run ("), "{answer}");
+    let untracked = site.command(&["untrack", "--config", config.to_str().unwrap(), "--output", "json"]);
+    let answer: serde_json::Value = serde_json::from_slice(&untracked.stdout).unwrap();
+    assert_eq!(answer, serde_json::json!({"untracked": ["d0-2048"]}));
+    let wrong = site.command(&["untrack", "--config", "/nowhere/agent.toml", "--output", "json"]);
+    let answer: serde_json::Value = serde_json::from_slice(&wrong.stderr).unwrap();
+    assert_eq!((wrong.status.code(), &answer["error"]["code"]), (Some(2), &"failed".into()));
     let check = site.command(&["check", "--disk", &site.disks[0].path, "--disk", "/dev/null"]);
     let text = String::from_utf8(check.stdout).unwrap();
     assert_eq!(check.status.code(), Some(1));

@@ -1,5 +1,6 @@
 //! The disks of the server, and the passes over their changes.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -93,6 +94,7 @@ pub struct Capture {
     pub(crate) held: Held,
     pub(crate) heat: Heat,
     pub(crate) open: OpenBlocks,
+    pub(crate) lists: Lists,
     marks: u64,
     open_mark: Option<u64>,
 }
@@ -119,6 +121,29 @@ pub(crate) struct Taken {
     pub more: bool,
 }
 
+/// The lists that a window needs, kept from one to the next: while file systems are frozen no
+/// memory is asked for, since the kernel may want to write to them before it gives any.
+#[derive(Default)]
+pub(crate) struct Lists {
+    pub taken: Extents,
+    /// What is to be read, the hottest first.
+    pub ranked: Vec<(Reverse<u32>, DiskNumber, u64, u64)>,
+    pub order: Extents,
+}
+
+impl Lists {
+    /// Makes room for so many extents, in memory that is there from now on.
+    pub fn prepare(&mut self, extents: usize) {
+        let any = (DiskNumber(0), Extent { first: 0, blocks: 1 });
+        for list in [&mut self.taken, &mut self.order] {
+            list.resize(extents.max(list.capacity()), any);
+            list.clear();
+        }
+        self.ranked.resize(extents.max(self.ranked.capacity()), (Reverse(0), any.0, 0, 0));
+        self.ranked.clear();
+    }
+}
+
 impl Capture {
     /// A capture without disks.
     ///
@@ -133,6 +158,7 @@ impl Capture {
             held: Held::new(options.held_bytes_max),
             heat: Heat::new(),
             open: OpenBlocks::new(),
+            lists: Lists::default(),
             marks: 0,
             open_mark: None,
         })
@@ -288,7 +314,8 @@ impl Capture {
 
     /// Takes what was written on all disks.
     pub(crate) fn take_all(&mut self) -> Taken {
-        let mut taken = Taken { extents: Vec::with_capacity(1024), ..Taken::default() };
+        let mut taken = Taken { extents: std::mem::take(&mut self.lists.taken), ..Taken::default() };
+        taken.extents.clear();
         for (number, disk) in &mut self.disks {
             let Captured { tracker, sent, collected, .. } = disk;
             let mut beyond: Option<BlockSet> = None;

@@ -104,14 +104,14 @@ impl OpenBlocks {
         }
     }
 
-    /// The blocks to be read at once that are not in `taken`, which is in order.
-    pub fn besides<'a>(&'a self, taken: &'a [(DiskNumber, Extent)]) -> Extents {
+    /// Adds the blocks to be read at once that are not in `taken`, which is in order.
+    pub fn besides(&self, taken: &[(DiskNumber, Extent)], wanted: &mut Extents) {
         let is_taken = |(disk, block): &Block| {
             let after = taken.partition_point(|(other, extent)| (*other, extent.first) <= (*disk, *block));
             after.checked_sub(1).is_some_and(|at| taken[at].0 == *disk && taken[at].1.end() > *block)
         };
         let besides = self.found.iter().filter(|block| !is_taken(block));
-        besides.map(|(disk, block)| (*disk, Extent { first: *block, blocks: 1 })).collect()
+        wanted.extend(besides.map(|(disk, block)| (*disk, Extent { first: *block, blocks: 1 })));
     }
 
     /// Remembers the blocks that are open now, and forgets the others. A block that was written
@@ -153,13 +153,13 @@ impl Capture {
             disk.tracker.open_before(moment.side, |extent| open.add(*number, extent));
         }
         if !open.many {
-            let after = open.found.split_off(before);
+            let found = std::mem::take(&mut open.found);
             let written = |(disk, block)| {
                 let extent = Extent { first: block, blocks: 1 };
                 Self::issued(disks, moment.side.other(), disk, extent)
             };
-            open.note(&after, written, moment.at);
-            open.found.extend(after);
+            open.note(&found[before..], written, moment.at);
+            open.found = found;
         }
         open.settle();
     }
@@ -261,7 +261,9 @@ mod tests {
         }
         open.settle();
         let taken = [(DiskNumber(0), Extent::new(0, 100).unwrap()), extent(2, 4), extent(8, 1)];
-        assert_eq!(open.besides(&taken), [extent(6, 1), extent(7, 1), extent(9, 1), extent(90, 1)]);
+        let mut wanted = Vec::new();
+        open.besides(&taken, &mut wanted);
+        assert_eq!(wanted, [extent(6, 1), extent(7, 1), extent(9, 1), extent(90, 1)]);
         assert!(!open.many);
     }
 
@@ -272,7 +274,9 @@ mod tests {
             open.begin();
             open.add(DISK, extent(5, blocks).1);
             open.settle();
-            assert!(open.many && open.besides(&[]).is_empty());
+            let mut wanted = Vec::new();
+            open.besides(&[], &mut wanted);
+            assert!(open.many && wanted.is_empty());
         }
     }
 }

@@ -66,6 +66,7 @@
 //! A block that is sent again before a read of it can end collides every time. Then the deadline
 //! passes, everything held is put back, and [`NotTaken`] names the blocks.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::ops::ControlFlow;
@@ -139,7 +140,7 @@ impl Run {
                 collisions: *collisions,
             })
             .collect();
-        hottest.sort_unstable_by_key(|hot| (std::cmp::Reverse(hot.collisions), hot.disk, hot.block));
+        hottest.sort_unstable_by_key(|hot| (Reverse(hot.collisions), hot.disk, hot.block));
         hottest.truncate(8);
         NotTaken {
             attempts: self.attempts,
@@ -212,12 +213,15 @@ impl Capture {
             let moment = self.switch(run, clock);
             match self.take_after_switch(run, moment) {
                 Err(taken) => self.absorb(&taken, run, sink)?,
-                Ok(order) if self.read_and_check(run, moment, &order)? && self.read_open(run, moment)? => {
-                    let checked = Instant::now();
-                    self.held.emit_all(sink).map_err(CaptureError::from)?;
-                    return Ok((moment, checked));
+                Ok(order) => {
+                    let clean = self.read_and_check(run, moment, &order)?;
+                    self.lists.order = order;
+                    if clean && self.read_open(run, moment)? {
+                        let checked = Instant::now();
+                        self.held.emit_all(sink).map_err(CaptureError::from)?;
+                        return Ok((moment, checked));
+                    }
                 }
-                Ok(_) => {}
             }
             if run.is_over() {
                 return Err(run.not_taken().into());
@@ -302,16 +306,36 @@ impl Capture {
     pub(crate) fn take_after_switch(&mut self, run: &mut Run, moment: Moment) -> Result<Extents, Taken> {
         self.find_open_before(moment);
         let taken = self.take_all();
-        let open = self.open.besides(&taken.extents);
-        run.blocks_in_window = taken.blocks + open.len() as u64;
+        let mut order = std::mem::take(&mut self.lists.order);
+        order.clear();
+        self.open.besides(&taken.extents, &mut order);
+        run.blocks_in_window = taken.blocks + order.len() as u64;
         if taken.more || run.blocks_in_window > self.held.room() {
             run.too_many += 1;
+            self.lists.order = order;
             return Err(taken);
         }
-        self.take_open(&open);
-        let mut order: Vec<_> = in_frames(&taken.extents).chain(open).collect();
-        order.sort_by_cached_key(|(disk, extent)| std::cmp::Reverse(self.heat.of_extent(*disk, *extent)));
+        self.take_open(&order);
+        order.extend(in_frames(&taken.extents));
+        self.lists.taken = taken.extents;
+        self.rank(&mut order);
         Ok(order)
+    }
+
+    /// Puts the most often rewritten extents first.
+    fn rank(&mut self, order: &mut Extents) {
+        let Self { heat, lists, .. } = self;
+        lists.ranked.clear();
+        lists.ranked.extend(order.drain(..).map(|(disk, extent)| {
+            (Reverse(heat.of_extent(disk, extent)), disk, extent.first, extent.blocks)
+        }));
+        lists.ranked.sort_unstable();
+        order.extend(
+            lists
+                .ranked
+                .iter()
+                .map(|(_, disk, first, blocks)| (*disk, Extent { first: *first, blocks: *blocks })),
+        );
     }
 
     /// Steps 3 and 4: reads and checks. Whether no block was written after the switch.

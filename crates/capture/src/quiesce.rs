@@ -9,7 +9,8 @@
 //!
 //! Whoever writes to a frozen file system hangs until it thaws. So between freeze and thaw this
 //! code writes no file, logs nothing, and hands nothing to the sink (which may log); the blocks
-//! that are read go to memory that was there before and is locked. The watchdog covers the rest:
+//! that are read go to memory that was there before and is locked, and so do the lists of what is
+//! to be read, up to some thousand extents. The watchdog covers the rest:
 //! a thread with its own timer and its own open files, begun before the freeze, that thaws when
 //! the time is up, whether a hook hangs, a read hangs, or the capture thread is gone. A thread
 //! that unwinds thaws on its way. A process that was killed left a record, written and synced
@@ -18,7 +19,7 @@
 //! The agent's own state and logs may lie on a file system that is frozen. Other threads of the
 //! agent must not write there between `prepare` and `release`, or they hang for the length of the
 //! freeze, and with them whoever waits for them; if the capture thread waits for them, until the
-//! watchdog acts.
+//! watchdog acts. The agent's hooks hold them up until `release`.
 //!
 //! # When the point is valid
 //!
@@ -50,6 +51,9 @@ const QUICK_SYNC: Duration = Duration::from_millis(50);
 
 /// Syncs before one freeze at most.
 const SYNCS_MAX: u32 = 5;
+
+/// Extents that the window of a freeze can list in memory that was there before.
+const EXTENTS_PREPARED: usize = 4096;
 
 /// How file systems are frozen.
 #[derive(Clone, Debug)]
@@ -390,6 +394,7 @@ impl Capture {
             }
         }
         self.held.prepare(options.blocks_in_freeze_max);
+        self.lists.prepare(EXTENTS_PREPARED);
         record.write()?;
         let result = self.inside_freeze(run, options, &mut hooks, clock, freezer);
         record.remove();
@@ -421,9 +426,10 @@ impl Capture {
                 return Ok((Err(taken), thawed?, not_frozen));
             }
         };
-        let rest = order.split_off(hot_prefix(&order, options.blocks_in_freeze_max));
-        let clean = self.read_and_check(run, moment, &order);
+        let hot = hot_prefix(&order, options.blocks_in_freeze_max);
+        let clean = self.read_and_check(run, moment, &order[..hot]);
         let thawed = frozen.thaw();
+        let rest = order.split_off(hot);
         match (clean, thawed) {
             (Ok(clean), Ok(frozen_for)) => Ok((Ok(Inside { moment, clean, rest }), frozen_for, not_frozen)),
             (clean, thawed) => {

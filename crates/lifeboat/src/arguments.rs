@@ -135,6 +135,9 @@ pub enum ServerCommand {
         /// Bytes a second that a full copy or a resync may send; `off` for no limit.
         #[arg(long, value_name = "BYTES|off")]
         copy_limit: Option<String>,
+        /// How long a point may be tried for before the next one is due, 1s to 1d.
+        #[arg(long, value_name = "SPAN")]
+        capture_timeout: Option<Span>,
     },
     /// Take a disk out of protection; the points that have it stay.
     ///

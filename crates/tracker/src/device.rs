@@ -105,6 +105,8 @@ impl DiskDevice {
         let sysfs = Sysfs { folder };
         let name = sysfs.name();
         sysfs.refuse_what_cannot_be_tracked(&name)?;
+        let backing_file = sysfs.text(&["loop/backing_file"]).map(PathBuf::from);
+        refuse_volumes(&name, major, backing_file.as_deref())?;
 
         let sectors = sysfs.number("size")?.unwrap_or_default();
         if sectors == 0 {
@@ -121,10 +123,45 @@ impl DiskDevice {
             model: sysfs.text(&["device/model"]),
             serial: sysfs.text(&["serial", "device/serial"]),
             wwid: sysfs.text(&["wwid", "device/wwid"]),
-            backing_file: sysfs.text(&["loop/backing_file"]).map(PathBuf::from),
+            backing_file,
             name,
         })
     }
+}
+
+/// The kernel's NBD devices.
+const NBD_MAJOR: u32 = 43;
+
+/// A volume that somebody opened on this server is a disk as any other to the kernel. Protecting it
+/// would copy the copy, and block for as long as its server is away.
+fn refuse_volumes(name: &str, major: u32, backing_file: Option<&Path>) -> Result<(), TrackerError> {
+    if major == NBD_MAJOR {
+        return Err(TrackerError::NetworkDisk { name: name.to_owned() });
+    }
+    let Some(file) = backing_file else { return Ok(()) };
+    // Not asked of the file itself, which would wait for a server that is away.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if shows_volume(&mounts, file) {
+        return Err(TrackerError::MountedVolume { name: name.to_owned(), file: file.to_owned() });
+    }
+    Ok(())
+}
+
+/// Whether a file is what nbdfuse and qemu-storage-daemon make of a network disk: the mount point of
+/// a FUSE file system, or the file `nbd` right below it.
+fn shows_volume(mountinfo: &str, file: &Path) -> bool {
+    mountinfo.lines().any(|line| {
+        let Some((before, after)) = line.split_once(" - ") else { return false };
+        let is_fuse = after.starts_with("fuse ") || after.starts_with("fuse.");
+        let point = before.split(' ').nth(4).map(unescaped).unwrap_or_default();
+        is_fuse && (file == Path::new(&point) || file == Path::new(&point).join("nbd"))
+    })
+}
+
+/// The kernel writes blanks, tabs, line ends and backslashes of a path as octal numbers.
+fn unescaped(point: &str) -> String {
+    let pairs = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    pairs.into_iter().fold(point.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 struct Sysfs {
@@ -271,6 +308,19 @@ mod tests {
         assert!(matches!(nowhere, Err(TrackerError::NoSuchDevice { .. })));
         let file = DiskDevice::inspect(Path::new("/proc/self/exe"));
         assert!(matches!(file, Err(TrackerError::NotABlockDevice { .. })));
+    }
+
+    #[test]
+    fn volumes_that_are_shown_as_files_are_known_by_their_mounts() {
+        let mounts = "25 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+                      45 25 0:41 / /mnt/a\\040volume rw,nosuid - fuse /dev/fuse rw,user_id=0\n\
+                      46 25 0:42 / /mnt/disk0 rw - fuse.qemu exports rw\n\
+                      47 25 0:43 / /mnt/other rw - tmpfs fuse rw\n";
+        let shows = |file: &str| shows_volume(mounts, Path::new(file));
+        assert!(shows("/mnt/a volume/nbd") && shows("/mnt/disk0"));
+        assert!(!shows("/mnt/a volume/disk.img") && !shows("/srv/disk.img") && !shows("/mnt/other/nbd"));
+        let error = refuse_volumes("nbd0", NBD_MAJOR, None).unwrap_err().to_string();
+        assert!(error.starts_with("/dev/nbd0 is a disk that another machine or program serves"), "{error}");
     }
 
     #[test]

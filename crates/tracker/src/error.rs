@@ -195,6 +195,39 @@ pub enum TrackerError {
         /// What to do.
         instead: String,
     },
+    /// A disk over the network.
+    #[error(
+        "/dev/{name} is a disk that another machine or program serves over NBD, such as a volume of Lifeboat; \
+         protect the disk where it is, not here"
+    )]
+    NetworkDisk {
+        /// The device.
+        name: String,
+    },
+    /// A loop device over a volume.
+    #[error(
+        "/dev/{name} shows {file}, a volume that is mounted through FUSE; protect the disk that the volume is a \
+         copy of, not the volume"
+    )]
+    MountedVolume {
+        /// The device.
+        name: String,
+        /// What it is over.
+        file: PathBuf,
+    },
+    /// Another agent has the disk.
+    #[error(
+        "/dev/{name} is already protected by another agent on this machine (process {process}, which tracks it in \
+         {directory}); take the disk out of the settings of one of the two"
+    )]
+    TrackedElsewhere {
+        /// The device.
+        name: String,
+        /// That agent.
+        process: u32,
+        /// Its directory of pins.
+        directory: PathBuf,
+    },
     /// A zoned disk.
     #[error(
         "/dev/{name} is a zoned disk ({model}), whose writes name no fixed place; it cannot be protected"

@@ -71,6 +71,7 @@ mod error;
 mod instance;
 mod layout;
 mod mapping;
+mod neighbours;
 mod object;
 mod prototype;
 mod set;
@@ -80,9 +81,10 @@ pub use device::{DiskDevice, DiskIdentity, DiskKey};
 pub use disk::{DiskTracker, ResyncWanted, Stats, Taken};
 pub use error::TrackerError;
 pub use instance::{FreshReason, PinnedInstance};
+pub use neighbours::RunningTracker;
 pub use object::Variant;
 pub use set::{Attached, EpochSide, TrackerSet};
-pub use support::{BpfFs, Support, check_support};
+pub use support::{BpfFs, Support, check_privileges, check_support};
 
 /// For the fuzz targets.
 #[cfg(feature = "fuzz")]

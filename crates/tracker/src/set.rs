@@ -92,6 +92,10 @@ impl TrackerSet {
         Ok(set)
     }
 
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Uses these programs for disks attached from now on, not the best that the kernel accepts.
     pub fn set_variant(&mut self, variant: Variant) {
         self.variant = Some(variant);

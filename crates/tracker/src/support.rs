@@ -37,6 +37,14 @@ pub enum BpfFs {
     Mountable,
 }
 
+/// Checks whether this process may track at all.
+///
+/// # Errors
+/// With the rights that are missing.
+pub fn check_privileges() -> Result<(), TrackerError> {
+    check_capabilities()
+}
+
 /// Checks rights and kernel, and loads the programs once without attaching them.
 ///
 /// # Errors
@@ -126,7 +134,7 @@ pub(crate) fn prepare_directory(directory: &Path) -> Result<(), TrackerError> {
     fs::create_dir_all(directory).map_err(|source| TrackerError::io("create", directory, source))
 }
 
-fn is_bpffs(path: &Path) -> Result<bool, TrackerError> {
+pub(crate) fn is_bpffs(path: &Path) -> Result<bool, TrackerError> {
     match rustix::fs::statfs(path) {
         Ok(found) => Ok(u64::try_from(found.f_type).is_ok_and(|magic| magic == BPFFS_MAGIC)),
         Err(rustix::io::Errno::NOENT) => Ok(false),

@@ -381,7 +381,7 @@ impl Engine {
                 code: "capture_quiesced",
                 disk: None,
                 message: format!("Points are taken in a short freeze of the file systems for a while: {why}."),
-                next_step: "Lengthen the policy's interval or capture_timeout, or give the agent more memory.".into(),
+                next_step: "Lengthen the policy's interval or capture timeout (lifeboat server set-policy SERVER --capture-timeout 1m), or give the agent more memory (memory_bytes).".into(),
             });
         }
     }

@@ -68,6 +68,37 @@ impl LoopDisk {
         assert!(Command::new("losetup").arg("--set-capacity").arg(&self.path).status().unwrap().success());
     }
 
+    /// The file ends there; the device does not know yet.
+    pub fn cut_file(&self, mib: u64) {
+        OpenOptions::new().write(true).open(&self.file).unwrap().set_len(mib << 20).unwrap();
+    }
+
+    /// The device is as long as the file.
+    pub fn set_capacity(&self) {
+        assert!(Command::new("losetup").arg("--set-capacity").arg(&self.path).status().unwrap().success());
+    }
+
+    /// The kernel detaches the device when nobody has it open any more.
+    pub fn detach(&self) {
+        assert!(Command::new("losetup").arg("--detach").arg(&self.path).status().unwrap().success());
+    }
+
+    /// Attaches the file again, perhaps as another device.
+    pub fn attach(&mut self) {
+        let made = Command::new("losetup")
+            .args(["--find", "--show", "--direct-io=on"])
+            .arg(&self.file)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        self.path = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    }
+
+    pub fn is_attached(&self) -> bool {
+        let list = Command::new("losetup").arg("--associated").arg(&self.file).output().unwrap();
+        !list.stdout.is_empty()
+    }
+
     pub fn content(&self) -> Vec<u8> {
         File::open(&self.path).unwrap().sync_all().unwrap();
         std::fs::read(&self.file).unwrap()

@@ -69,6 +69,23 @@ impl Site {
         self.write_settings();
     }
 
+    /// The settings name one more disk, by this path.
+    pub fn add_path(&mut self, path: &str) {
+        self.disk_paths.push(path.to_owned());
+        self.write_settings();
+    }
+
+    /// The settings name this disk by another path.
+    pub fn name_disk(&mut self, index: usize, path: &str) {
+        path.clone_into(&mut self.disk_paths[index]);
+        self.write_settings();
+    }
+
+    /// The agent's process.
+    pub fn process(&self) -> u32 {
+        self.agent.as_ref().unwrap().id()
+    }
+
     /// The settings name this disk no longer.
     pub fn remove_disk(&mut self, index: usize) {
         self.disk_paths.remove(index);

@@ -19,8 +19,8 @@ use lifeboat_model::{
 use lifeboat_transport::{AgentPeer, ApiError, Listener, ListenerSettings, ServerTls};
 use lifeboat_trust::{ClientCertificates, Credentials, Revocations};
 use lifeboat_wire::agent::{
-    AgentReport, Assignment, CHUNK_BLOCKS, Command, CommandKind, DigestRequest, DigestsOf, DiskDescription,
-    DiskState, Outcome, PartReceipt, RequestResult, SealPoint, SealReceipt, ZERO_DIGEST,
+    AgentReport, Assignment, CHUNK_BLOCKS, CaptureMode, Command, CommandKind, DigestRequest, DigestsOf,
+    DiskDescription, DiskState, Outcome, PartReceipt, RequestResult, SealPoint, SealReceipt, ZERO_DIGEST,
 };
 use lifeboat_wire::agent_path as path;
 use lifeboat_wire::event::Event;
@@ -124,6 +124,30 @@ impl Server {
 
     pub fn has_event(&self, code: &str) -> bool {
         self.state.lock().unwrap().events.iter().any(|event| event.code == code)
+    }
+
+    /// The messages of all events with a code, about a disk or about none.
+    pub fn messages(&self, code: &str, disk: Option<u16>) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        let events =
+            state.events.iter().filter(|event| event.code == code && event.disk == disk.map(DiskNumber));
+        events.map(|event| event.message.clone()).collect()
+    }
+
+    /// Why no points are taken, as the newest report says.
+    pub fn stalled(&self) -> Option<String> {
+        let state = self.state.lock().unwrap();
+        match &state.report.as_ref()?.capture {
+            CaptureMode::Stalled { reason } => Some(reason.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether a block of the copy is as a disk has it, points or not.
+    pub fn has_block(&self, disk: u16, block: usize, content: &[u8]) -> bool {
+        let state = self.state.lock().unwrap();
+        let copy = state.disks.get(&disk).and_then(|disk| disk.content.as_ref());
+        copy.is_some_and(|copy| copy.get(block * 4096..(block + 1) * 4096) == Some(content))
     }
 
     pub fn set_away(&self, away: bool) {

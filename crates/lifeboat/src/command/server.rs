@@ -22,7 +22,14 @@ pub async fn run(arguments: &SiteArguments, command: ServerCommand) -> Result<An
             let server = vault.server(&server).await?;
             if json { print_json(&server)? } else { print_server(&server) }
         }
-        ServerCommand::SetPolicy { server, interval, filesystem_interval, retention, copy_limit } => {
+        ServerCommand::SetPolicy {
+            server,
+            interval,
+            filesystem_interval,
+            retention,
+            copy_limit,
+            capture_timeout,
+        } => {
             let mut policy = vault.server(&server).await?.policy;
             if let Some(interval) = interval {
                 policy.interval = interval;
@@ -35,6 +42,9 @@ pub async fn run(arguments: &SiteArguments, command: ServerCommand) -> Result<An
             }
             if let Some(text) = copy_limit {
                 policy.copy_bytes_per_second = unless_off(&text)?;
+            }
+            if let Some(timeout) = capture_timeout {
+                policy.capture_timeout = timeout;
             }
             let server = vault.set_policy(&server, &policy).await?;
             if json { print_json(&server)? } else { print_policy(&server.policy) }

@@ -1,0 +1,196 @@
+//! No file is written while file systems are frozen.
+//!
+//! The agent's state and its log may lie on a file system that a quiesced point freezes: directly,
+//! or because whoever reads the log writes it there. So from before the freeze until after the
+//! thaw the record is not saved, and lines of the log wait in memory.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use lifeboat_capture::QuiesceHooks;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Bytes of the log that wait at most; lines beyond that are counted.
+const WAITING_BYTES_MAX: usize = 64 << 10;
+
+/// Who may write now.
+#[derive(Debug)]
+pub struct Quiet {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    frozen: bool,
+    saving: u32,
+    lines: Vec<u8>,
+    dropped: u64,
+}
+
+impl Quiet {
+    /// Everybody may write.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        let lines = Vec::with_capacity(WAITING_BYTES_MAX);
+        let state = Mutex::new(State { frozen: false, saving: 0, lines, dropped: 0 });
+        Arc::new(Self { state, changed: Condvar::new() })
+    }
+
+    /// Does `save`, which writes files, when nothing is frozen; freezing waits until it is done.
+    pub fn when_thawed<T>(&self, save: impl FnOnce() -> T) -> T {
+        let state = self.state();
+        let mut state =
+            self.changed.wait_while(state, |state| state.frozen).unwrap_or_else(PoisonError::into_inner);
+        state.saving += 1;
+        drop(state);
+        let _saving = Saving(self);
+        save()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) {
+        let state = self.state();
+        let mut state =
+            self.changed.wait_while(state, |state| state.saving > 0).unwrap_or_else(PoisonError::into_inner);
+        state.frozen = true;
+    }
+
+    fn end(&self, log: &mut impl Write) {
+        let mut state = self.state();
+        state.frozen = false;
+        self.changed.notify_all();
+        // Nobody could be told that the log cannot be written.
+        let _ = log.write_all(&state.lines);
+        state.lines.clear();
+        let dropped = std::mem::take(&mut state.dropped);
+        if dropped > 0 {
+            let _ = writeln!(log, "{dropped} lines of the log were lost while file systems were frozen");
+        }
+    }
+
+    fn log(&self, line: &[u8], log: &mut impl Write) -> io::Result<()> {
+        let mut state = self.state();
+        if !state.frozen {
+            return log.write_all(line);
+        }
+        if state.lines.len() + line.len() <= WAITING_BYTES_MAX {
+            state.lines.extend_from_slice(line);
+        } else {
+            state.dropped += 1;
+        }
+        Ok(())
+    }
+}
+
+struct Saving<'a>(&'a Quiet);
+
+impl Drop for Saving<'_> {
+    fn drop(&mut self) {
+        self.0.state().saving -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+/// The hooks of a quiesced point.
+pub(crate) struct KeepQuiet(pub Arc<Quiet>);
+
+impl QuiesceHooks for KeepQuiet {
+    fn prepare(&mut self) -> Result<(), String> {
+        self.0.begin();
+        Ok(())
+    }
+
+    fn release(&mut self) {
+        self.0.end(&mut io::stderr());
+    }
+}
+
+/// Where the log goes: standard error, unless something is frozen.
+#[derive(Clone, Debug)]
+pub struct QuietLog(pub Arc<Quiet>);
+
+impl Write for QuietLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.log(bytes, &mut io::stderr())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for QuietLog {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn lines_wait_for_the_thaw_and_those_beyond_the_bound_are_counted() {
+        let quiet = Quiet::new();
+        let mut log = Vec::new();
+        quiet.log(b"before\n", &mut log).unwrap();
+        quiet.begin();
+        quiet.log(b"while\n", &mut log).unwrap();
+        quiet.log(&[b'x'; WAITING_BYTES_MAX], &mut log).unwrap();
+        assert_eq!(log, b"before\n");
+        quiet.end(&mut log);
+        quiet.log(b"after\n", &mut log).unwrap();
+        let text = String::from_utf8(log).unwrap();
+        let lost = "1 lines of the log were lost while file systems were frozen";
+        assert_eq!(text, format!("before\nwhile\n{lost}\nafter\n"));
+    }
+
+    #[test]
+    fn a_save_waits_for_the_thaw_and_the_freeze_for_a_save() {
+        let quiet = Quiet::new();
+        let (said, order) = channel();
+        quiet.begin();
+        thread::scope(|scope| {
+            let saved = said.clone();
+            let saving = scope.spawn(|| quiet.when_thawed(move || saved.send("saved").unwrap()));
+            thread::yield_now();
+            said.send("thawed").unwrap();
+            quiet.end(&mut io::sink());
+            saving.join().unwrap();
+        });
+        assert_eq!([order.recv().unwrap(), order.recv().unwrap()], ["thawed", "saved"]);
+
+        let (begun, has_begun) = channel();
+        let (go_on, may_go_on) = channel::<()>();
+        thread::scope(|scope| {
+            let saved = said.clone();
+            let quiet = &quiet;
+            scope.spawn(move || {
+                quiet.when_thawed(|| {
+                    begun.send(()).unwrap();
+                    may_go_on.recv().unwrap();
+                    saved.send("saved").unwrap();
+                });
+            });
+            has_begun.recv().unwrap();
+            let freezing = scope.spawn(|| {
+                quiet.begin();
+                said.send("frozen").unwrap();
+            });
+            thread::yield_now();
+            go_on.send(()).unwrap();
+            freezing.join().unwrap();
+        });
+        assert_eq!([order.recv().unwrap(), order.recv().unwrap()], ["saved", "frozen"]);
+    }
+}

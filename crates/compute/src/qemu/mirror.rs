@@ -1,9 +1,9 @@
 //! Copying the disks of a running machine to local files, and moving the machine over to them.
 //!
 //! QEMU copies (a mirror job for each disk), also while no provider is there. Meanwhile the disk's source is
-//! what counts: it gets every write, and the copy gets it too. When both are equal, QEMU is asked to move. It
-//! brings the copy to stable storage, holds the guest's reads and writes back, and waits (the job is
-//! *pending*). Only now the provider writes down, durably, that the copy counts, and then lets QEMU go on with
+//! what counts: it gets every write, and the copy gets it afterwards. When both are equal, QEMU is asked to
+//! move. It holds the guest's reads and writes back, copies what is left, brings the copy to stable storage, and
+//! waits (the job is *pending*). Only now the provider writes down, durably, that the copy counts, and then lets QEMU go on with
 //! the copy alone. So at whatever moment the provider, QEMU or both end, what is written down names a file or
 //! source that has every write that the guest was told is done:
 //!
@@ -263,8 +263,10 @@ async fn begin(qmp: &Qmp, disk: &MachineDisk, target: &HydrationTarget) -> Resul
         target: node,
         sync: MirrorSyncMode::full,
         speed: Some(speed(target)),
-        // What the guest writes reaches both, so that a guest that writes without end cannot put off the end.
-        copy_mode: Some(MirrorCopyMode::write_blocking),
+        // What the guest writes meanwhile is copied afterwards. The other mode, in which each write waits for the
+        // copy too, ends sooner under a guest that never stops writing; but QEMU 7.2 in that mode now and then
+        // corrupts its memory, and takes the guest with it, when the copy's file system is full.
+        copy_mode: Some(MirrorCopyMode::background),
         auto_finalize: Some(false),
         auto_dismiss: Some(false),
         on_source_error: Some(BlockdevOnError::report),

@@ -243,7 +243,8 @@ async fn a_copy_that_does_not_fit_is_given_up_and_the_guest_goes_on() {
         _ => None,
     });
     let why = why.await.expect("it does not fail");
-    assert!(why.contains("No space left"), "{why}");
+    let status = site.provider.status(spec.id).await.unwrap();
+    assert!(why.contains("No space left"), "{why}; {status:?}");
     assert!(!target.path.exists());
     goes_on(&site, &spec).await;
 }

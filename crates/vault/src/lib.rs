@@ -11,6 +11,7 @@ mod digests;
 mod error;
 pub mod http;
 pub mod manifest;
+mod memory;
 mod object_name;
 mod open_disks;
 mod overview;

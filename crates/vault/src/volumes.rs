@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::catalog::{PointRow, StoredFile, VolumeRow};
 use crate::error::{LookupError, VaultError};
+use crate::memory::frame_cache_bytes;
 use crate::open_disks::{Key, OpenDisks};
 use crate::random;
 use crate::settings::NbdSettings;
@@ -165,7 +166,7 @@ impl Volumes {
         };
         let store = vault.store();
         let objects = Objects::new(Arc::clone(store.objects()), store.local_root().map(Path::to_owned));
-        let cache = FrameCache::new(settings.frame_cache_mib << 20);
+        let cache = FrameCache::new(frame_cache_bytes(settings.frame_cache_mib));
         let served = Mutex::default();
         let volumes = Self {
             vault,

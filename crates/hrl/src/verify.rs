@@ -12,6 +12,10 @@ use crate::key::DiskKey;
 
 const CHUNK_BYTES: usize = 256 << 10;
 
+/// Bytes that are hashed at once. BLAKE3 works on many chunks side by side where they are whole and
+/// aligned; the pieces that a connection gives, 16 KiB at odd places, take it twice as long.
+const GATHER_BYTES: usize = 64 << 10;
+
 /// A file that was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
@@ -37,7 +41,7 @@ pub struct FileVerifier {
 #[derive(Default)]
 pub struct FileHasher {
     hasher: blake3::Hasher,
-    /// The last bytes seen, which may turn out to be the footer.
+    /// The last bytes seen, not hashed yet; the end of them may turn out to be the footer.
     tail: Vec<u8>,
     bytes: u64,
 }
@@ -50,19 +54,29 @@ impl FileHasher {
     }
 
     /// Takes the next bytes of the file.
-    pub fn update(&mut self, bytes: &[u8]) {
+    pub fn update(&mut self, mut bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
-        let settled = (self.tail.len() + bytes.len()).saturating_sub(FOOTER_BYTES);
-        let (old, new) = (settled.min(self.tail.len()), settled.saturating_sub(self.tail.len()));
-        self.hasher.update(&self.tail[..old]).update(&bytes[..new]);
-        self.tail.drain(..old);
-        self.tail.extend_from_slice(&bytes[new..]);
+        while !bytes.is_empty() {
+            let room = GATHER_BYTES + FOOTER_BYTES - self.tail.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.tail.extend_from_slice(now);
+            bytes = later;
+            if self.tail.len() == GATHER_BYTES + FOOTER_BYTES {
+                self.hasher.update(&self.tail[..GATHER_BYTES]);
+                self.tail.drain(..GATHER_BYTES);
+            }
+        }
     }
 
     /// The digest of the file, which ends here.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        self.hasher.finalize().into()
+        let before_footer = self.tail.len().saturating_sub(FOOTER_BYTES);
+        self.hasher.clone().update(&self.tail[..before_footer]).finalize().into()
+    }
+
+    fn footer(&self) -> &[u8] {
+        &self.tail[self.tail.len().saturating_sub(FOOTER_BYTES)..]
     }
 }
 
@@ -101,7 +115,7 @@ impl FileVerifier {
     /// When it is not what was written.
     pub fn finish(self) -> Result<Verified> {
         let header = self.header.ok_or_else(|| short(self.start.len()))?;
-        let footer = Footer::parse(&self.hasher.tail, self.hasher.bytes)?;
+        let footer = Footer::parse(self.hasher.footer(), self.hasher.bytes)?;
         check_whole(&header, &footer, self.hasher.digest())
     }
 }

@@ -3,6 +3,7 @@
 mod arguments;
 mod command;
 mod failure;
+mod memory;
 mod reach;
 mod site;
 mod table;
@@ -16,6 +17,7 @@ use crate::arguments::{Arguments, Command, Output};
 use crate::failure::{Answer, Failure};
 
 fn main() -> ExitCode {
+    memory::keep_what_is_freed();
     let arguments = Arguments::parse();
     let json = arguments.site.output == Output::Json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -1,12 +1,13 @@
 //! The vault over HTTP and mutual TLS.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::stream::{BoxStream, Stream, StreamExt, TryStreamExt};
 use lifeboat_model::{DiskNumber, ServerId};
 use lifeboat_transport::{Client, ClientError, Method};
@@ -16,14 +17,12 @@ use lifeboat_wire::process_server::{
     ProcessServerReport, RegisterDisk, ServerResult, VaultHello,
 };
 use lifeboat_wire::process_server_path as path;
-use tokio::fs::File;
-use tokio::io::AsyncReadExt;
 
 use crate::clock::Clock;
 use crate::link::{LinkError, Pace, VaultLink};
 
-/// Bytes that are read and sent at once.
-const CHUNK_BYTES: usize = 64 << 10;
+/// Bytes that are read and sent at once: each takes a turn on a thread that may block.
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// How long the vault holds back assignments that have not changed.
 const ASSIGNMENTS_WAIT: Duration = Duration::from_secs(25);
@@ -114,7 +113,7 @@ impl VaultLink for HttpLink {
         bytes: u64,
         pace: P,
     ) -> Result<(), LinkError> {
-        let opened = File::open(file).await;
+        let opened = File::open(file);
         let opened = opened.map_err(|error| {
             LinkError::NotNow(format!("{} cannot be opened here: {error}", file.display()))
         })?;
@@ -235,15 +234,21 @@ fn chunks<P: Pace + 'static>(
     pace: P,
     progress: Arc<Progress>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    futures::stream::try_unfold((file, pace, progress), |(mut file, pace, progress)| async move {
+    futures::stream::try_unfold((file, pace, progress), |(file, pace, progress)| async move {
         progress.made();
-        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-        if file.read_buf(&mut chunk).await? == 0 {
+        let (file, chunk) = tokio::task::spawn_blocking(move || next_chunk(file)).await??;
+        if chunk.is_empty() {
             return Ok(None);
         }
         progress.held_back();
         pace.wait(chunk.len() as u64).await;
         progress.made();
-        Ok(Some((chunk.freeze(), (file, pace, progress))))
+        Ok(Some((chunk, (file, pace, progress))))
     })
+}
+
+fn next_chunk(mut file: File) -> io::Result<(File, Bytes)> {
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    file.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+    Ok((file, chunk.into()))
 }

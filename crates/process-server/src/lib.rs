@@ -37,6 +37,7 @@ mod space;
 mod spool;
 mod state_dir;
 mod uploader;
+mod write_behind;
 
 pub use clock::Clock;
 pub use gateway::{Behind, Gateway, PartTicket, Pauses, Snapshot, UploadError};

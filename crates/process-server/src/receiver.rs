@@ -8,7 +8,7 @@
 //! Memory is bounded by one budget for all connections: a frame takes its share before it is handed to
 //! the pool and gives it back when it is in the file. Whoever waits for a share holds one message.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{BufWriter, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,7 @@ use crate::refusal::Refusal;
 use crate::sealing_pool::{Lane, SealingPool};
 use crate::settings::SpoolSettings;
 use crate::state_dir::StateError;
+use crate::write_behind::WriteBehind;
 
 /// Messages of the longest part. Bounds the memory that the index of its file takes.
 pub const MESSAGES_PER_PART_MAX: u64 = 1 << 18;
@@ -41,6 +42,9 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 
 /// Bytes between two looks at the room that is left.
 const ROOM_CHECK_BYTES: u64 = 4 << 20;
+
+/// Small frames are gathered up to so many bytes; larger ones are written as they are.
+const GATHER_BYTES: usize = 32 << 10;
 
 /// Receives parts for all agents.
 pub(crate) struct Receiver {
@@ -185,7 +189,7 @@ impl PartWriter {
     fn write_file(&self, path: &Path, inbox: &mut mpsc::Receiver<Step>) -> Result<FileSummary, Refusal> {
         let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let file = created.map_err(|error| self.refusal(Problem::Io(error).into()))?;
-        let buffered = BufWriter::with_capacity(256 << 10, file);
+        let buffered = BufWriter::with_capacity(GATHER_BYTES, WriteBehind::new(file));
         let mut writer = Writer::new(buffered, &self.ticket.sealer).map_err(|error| self.refusal(error))?;
         let mut checked_at = 0;
         loop {
@@ -206,9 +210,7 @@ impl PartWriter {
         }
         let (buffered, summary) = writer.finish().map_err(|error| self.refusal(error))?;
         let synced = buffered.into_inner().map_err(std::io::IntoInnerError::into_error);
-        synced
-            .and_then(|file: File| file.sync_data())
-            .map_err(|error| self.refusal(Problem::Io(error).into()))?;
+        synced.and_then(|file| file.sync_data()).map_err(|error| self.refusal(Problem::Io(error).into()))?;
         Ok(summary)
     }
 

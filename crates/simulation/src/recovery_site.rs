@@ -76,7 +76,7 @@ impl RecoverySite {
         let vault = Arc::new(vault);
         let settings = NbdSettings {
             socket_directory: self.path.join("nbd"),
-            frame_cache_mib: 1,
+            frame_cache_mib: Some(1),
             ..NbdSettings::default()
         };
         self.volumes = Some(Volumes::start(Arc::clone(&vault), &settings, no_tls()).await?);

@@ -13,6 +13,7 @@ mod fence;
 pub mod http;
 pub mod jobs;
 pub mod manifest;
+mod memory;
 mod object_name;
 mod open_disks;
 mod overview;

@@ -94,13 +94,14 @@ pub struct NbdSettings {
     /// The name by which they reach this machine, as in the vault's certificate; the address of
     /// `listen` when absent.
     pub host: Option<String>,
-    /// Mebibytes of decoded data that all volumes together keep in memory.
-    pub frame_cache_mib: usize,
+    /// Mebibytes of decoded data that all volumes together keep in memory; an eighth of the memory, but
+    /// 256 to 4096, when absent.
+    pub frame_cache_mib: Option<usize>,
 }
 
 impl Default for NbdSettings {
     fn default() -> Self {
-        Self { socket_directory: "/run/lifeboat/nbd".into(), listen: None, host: None, frame_cache_mib: 256 }
+        Self { socket_directory: "/run/lifeboat/nbd".into(), listen: None, host: None, frame_cache_mib: None }
     }
 }
 

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::catalog::{PointRow, StoredFile, VolumeRow};
 use crate::error::{LookupError, VaultError};
+use crate::memory::frame_cache_bytes;
 use crate::open_disks::{Key, OpenDisks};
 use crate::random;
 use crate::settings::NbdSettings;
@@ -188,7 +189,7 @@ impl Volumes {
         let mut volumes = Self {
             server: NbdServer::new(Limits::default()),
             objects,
-            cache: FrameCache::new(settings.frame_cache_mib << 20),
+            cache: FrameCache::new(frame_cache_bytes(settings.frame_cache_mib)),
             open_disks: Arc::default(),
             overlays,
             socket: settings.socket_directory.join(SOCKET),

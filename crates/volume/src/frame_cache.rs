@@ -201,7 +201,8 @@ fn start(urgency: Urgency, landing: Landing, objects: Objects, file: Arc<OpenedF
         };
         match sealed {
             Ok(sealed) => {
-                cache.workers.submit(urgency, move || landing.finish(file.decode(frame, &sealed)));
+                let mut sealed = Vec::from(sealed);
+                cache.workers.submit(urgency, move || landing.finish(file.decode(frame, &mut sealed)));
             }
             Err(error) => landing.finish(Err(error)),
         }

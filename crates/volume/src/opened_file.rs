@@ -69,9 +69,10 @@ impl OpenedFile {
         objects.with_range(&self.object, range, |sealed| self.decode(number, sealed))?
     }
 
-    /// Decrypts and checks a frame.
-    pub(crate) fn decode(&self, number: u32, sealed: &[u8]) -> Result<Bytes, VolumeError> {
-        let plain = self.index.open_frame(number, sealed).map_err(|error| error.in_file(&self.object))?;
+    /// Decrypts and checks a frame, where it stands.
+    pub(crate) fn decode(&self, number: u32, sealed: &mut [u8]) -> Result<Bytes, VolumeError> {
+        let plain = self.index.open_frame_in_place(number, sealed);
+        let plain = plain.map_err(|error| error.in_file(&self.object))?;
         debug_assert!(plain.len() <= FRAME_BYTES);
         Ok(plain.into())
     }

@@ -151,15 +151,16 @@ impl Objects {
         })
     }
 
-    /// Hands a range of an object to `take`. Blocks like [`Self::read_tail`].
+    /// Hands a range of an object to `take`, which may change the bytes. Blocks like [`Self::read_tail`].
     pub(crate) fn with_range<T>(
         &self,
         object: &str,
         range: Range<u64>,
-        take: impl FnOnce(&[u8]) -> T,
+        take: impl FnOnce(&mut [u8]) -> T,
     ) -> Result<T, VolumeError> {
         let Some(root) = &self.local_root else {
-            return Ok(take(&self.runtime.block_on(self.fetch_range(object, range))?));
+            let fetched = self.runtime.block_on(self.fetch_range(object, range))?;
+            return Ok(take(&mut Vec::from(fetched)));
         };
         let failed = |source| read_error(object, range.start, source);
         // Opening costs a hundredth of what decoding a frame does, and spares a table of handles.
@@ -169,8 +170,9 @@ impl Objects {
             if buffer.len() < wanted {
                 buffer.resize(wanted, 0);
             }
-            file.read_exact_at(&mut buffer[..wanted], range.start).map_err(failed)?;
-            Ok(take(&buffer[..wanted]))
+            let bytes = &mut buffer[..wanted];
+            file.read_exact_at(bytes, range.start).map_err(failed)?;
+            Ok(take(bytes))
         })
     }
 

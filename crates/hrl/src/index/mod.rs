@@ -147,27 +147,31 @@ impl Index {
     /// # Errors
     /// When the bytes are not this frame's, or not what the agent read.
     pub fn open_frame(&self, number: u32, sealed: &[u8]) -> Result<Vec<u8>> {
+        compress::with_copy(sealed, |copy| self.open_frame_in_place(number, copy))
+    }
+
+    /// As [`Self::open_frame`], for a caller that has no further use for the sealed bytes: they are
+    /// decrypted where they stand, which spares a copy.
+    ///
+    /// # Errors
+    /// As [`Self::open_frame`].
+    pub fn open_frame_in_place(&self, number: u32, sealed: &mut [u8]) -> Result<Vec<u8>> {
         let frames = self.footer.contents.frames;
         let (extent, frame) = self.frame(number).ok_or(Problem::NoSuchFrame { number, frames })?;
         self.open_checked(extent, frame, sealed).map_err(|problem| HrlError::at(frame.offset, problem))
     }
 
-    fn open_checked(&self, extent: Extent, frame: &Frame, sealed: &[u8]) -> Result<Vec<u8>, Problem> {
+    fn open_checked(&self, extent: Extent, frame: &Frame, sealed: &mut [u8]) -> Result<Vec<u8>, Problem> {
         let Frame { number, compressed, digest, .. } = *frame;
         let piece = Piece::Frame(number, extent);
         check_length(piece, u64::from(frame.stored_bytes), sealed)?;
         let place = FramePlace { number, extent, compressed, digest };
         let plain_bytes = usize::try_from(extent.len_bytes()).unwrap_or(FRAME_BYTES).min(FRAME_BYTES);
+        let text = self.cipher.open_frame(&place, sealed).ok_or(Problem::NotAuthentic(piece))?;
         let plain = if compressed {
-            compress::with_copy(sealed, |copy| {
-                let text = self.cipher.open_frame(&place, copy).ok_or(Problem::NotAuthentic(piece))?;
-                compress::unpack(text, plain_bytes).ok_or(Problem::WrongData(piece))
-            })?
+            compress::unpack(text, plain_bytes).ok_or(Problem::WrongData(piece))?
         } else {
-            let mut copy = sealed.to_vec();
-            self.cipher.open_frame(&place, &mut copy).ok_or(Problem::NotAuthentic(piece))?;
-            copy.truncate(plain_bytes);
-            copy
+            text[..plain_bytes.min(text.len())].to_vec()
         };
         // The end of the chain that began where the agent read the disk.
         if Digest::of(&plain) == digest { Ok(plain) } else { Err(Problem::WrongData(piece)) }

@@ -34,8 +34,11 @@ proptest! {
     }
 
     #[test]
-    fn the_verifier_takes_pieces_of_any_size(sizes in prop::collection::vec(1usize..700, 1..20)) {
-        let changes = [Change::Data(extent(3, 1), blocks(1, 1, true)), Change::Zeroes(extent(9, 9))];
+    fn the_verifier_takes_pieces_of_any_size(
+        sizes in prop::collection::vec(prop_oneof![1usize..700, 1usize..100_000], 1..20),
+    ) {
+        // Longer than what the verifier gathers.
+        let changes = [Change::Data(extent(3, 40), blocks(1, 40, true)), Change::Zeroes(extent(49, 9))];
         let file = write(identity(DISK_BLOCKS), FileId([1; 16]), &changes);
         let mut verifier = FileVerifier::new();
         let mut rest = file.as_slice();

@@ -311,7 +311,8 @@ impl Agent {
             return;
         };
         let images = seal.disks.iter().map(|disk| (disk.disk, Rc::clone(&captured[&disk.disk]))).collect();
-        let expected = ExpectedPoint { server: self.server, time: seal.time, removed: seal.removed.clone(), images };
+        let expected =
+            ExpectedPoint { server: self.server, time: seal.time, removed: seal.removed.clone(), images };
         line.model.points.entry(seal.point).or_insert(expected);
     }
 

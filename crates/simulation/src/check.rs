@@ -131,9 +131,10 @@ impl Line {
             }
             let removed = self.model.points.get(&pair[1].id).map(|point| &point.removed);
             let may_lack = |disk: DiskNumber| removed.is_some_and(|removed| removed.contains(&disk));
-            let left_out = pair[0].disks.iter().find(|disk| {
-                !pair[1].disks.iter().any(|d| d.disk == disk.disk) && !may_lack(disk.disk)
-            });
+            let left_out = pair[0]
+                .disks
+                .iter()
+                .find(|disk| !pair[1].disks.iter().any(|d| d.disk == disk.disk) && !may_lack(disk.disk));
             assert!(left_out.is_none(), "point {} is half there", pair[1].id);
         }
         let listed: BTreeSet<PointId> = rows.iter().map(|row| row.id).collect();

@@ -45,7 +45,8 @@ pub enum Why {
 #[must_use]
 pub fn of(newest: Option<Timestamp>, claims: Claims, now: Timestamp) -> (Timestamp, Why) {
     let is_ahead = |time: Timestamp| time.duration_since(now) > AHEAD_MAX;
-    let replaced_by = |time: Timestamp| (time, if time == claims.agent { Why::AsClaimed } else { Why::Replaced });
+    let replaced_by =
+        |time: Timestamp| (time, if time == claims.agent { Why::AsClaimed } else { Why::Replaced });
     let follows = |time: &Timestamp| newest.is_none_or(|newest| *time > newest);
     if newest.is_some_and(is_ahead) {
         let agree = follows(&claims.agent)
@@ -53,7 +54,8 @@ pub fn of(newest: Option<Timestamp>, claims: Claims, now: Timestamp) -> (Timesta
             && claims.agent.duration_since(claims.process_server) <= AHEAD_MAX;
         return if agree { (claims.agent, Why::AsClaimed) } else { (now, Why::SteppedBack) };
     }
-    let fits = |time: &Timestamp| follows(time) && !is_ahead(*time);
+    // The catalog knows no time before 1970, and no clock that is right shows one.
+    let fits = |time: &Timestamp| *time >= Timestamp::UNIX_EPOCH && follows(time) && !is_ahead(*time);
     let found = [claims.agent, claims.process_server, now].into_iter().find(fits);
     let last = || newest.map_or(now, |newest| newest.saturating_add(STEP).unwrap_or(newest));
     replaced_by(found.unwrap_or_else(last))
@@ -84,7 +86,11 @@ mod tests {
     fn a_good_time_is_taken() {
         assert_eq!(given(None, -3, -2), (-3, Why::AsClaimed));
         assert_eq!(given(Some(-8), -3, -2), (-3, Why::AsClaimed));
-        assert_eq!(given(Some(-YEAR), -DAY, -DAY + 1), (-DAY, Why::AsClaimed), "a spool that waited for a day");
+        assert_eq!(
+            given(Some(-YEAR), -DAY, -DAY + 1),
+            (-DAY, Why::AsClaimed),
+            "a spool that waited for a day"
+        );
         assert_eq!(given(Some(-8), 600, -2), (600, Why::AsClaimed));
     }
 
@@ -100,6 +106,7 @@ mod tests {
         assert_eq!(given(Some(-8), -YEAR, -2), (-2, Why::Replaced));
         assert_eq!(given(Some(-8), -YEAR, -YEAR), (0, Why::Replaced));
         assert_eq!(given(Some(-8), -8, -2), (-2, Why::Replaced));
+        assert_eq!(given(None, -NOW - 1, -2), (-2, Why::Replaced), "before 1970");
         assert_eq!(given(Some(60), -3, -2).0, 60, "right after the newest point, if it must be");
     }
 
@@ -116,7 +123,11 @@ mod tests {
     fn a_vault_that_is_behind_all_others_is_not_believed() {
         assert_eq!(given(Some(YEAR), YEAR + 5, YEAR + 6), (YEAR + 5, Why::AsClaimed));
         assert_eq!(given(Some(YEAR), YEAR + 5, YEAR + DAY), (YEAR + 5, Why::AsClaimed), "a late seal");
-        assert_eq!(given(Some(YEAR), 9 * YEAR, YEAR + 5), (0, Why::SteppedBack), "nobody agrees with the agent");
+        assert_eq!(
+            given(Some(YEAR), 9 * YEAR, YEAR + 5),
+            (0, Why::SteppedBack),
+            "nobody agrees with the agent"
+        );
     }
 
     proptest! {

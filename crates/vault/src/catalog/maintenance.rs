@@ -208,7 +208,8 @@ impl Catalog {
     /// # Errors
     /// When the catalog fails.
     pub async fn retired_not_after(&self, now: Timestamp) -> Result<(), CatalogError> {
-        let statement = query("UPDATE retired_objects SET retired_ns = $1 WHERE retired_ns > $1").bind(time_ns(now)?);
+        let statement =
+            query("UPDATE retired_objects SET retired_ns = $1 WHERE retired_ns > $1").bind(time_ns(now)?);
         self.run_alone(statement).await.map(drop)
     }
 

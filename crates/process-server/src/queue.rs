@@ -359,7 +359,9 @@ impl ServerQueue {
 
     /// Gives up the open epoch of a disk that is protected no longer: its files, which are to be removed.
     pub fn forget_open(&mut self, number: DiskNumber) -> Vec<FileKey> {
-        let Some(disk) = self.disks.get_mut(&number).filter(|disk| !disk.publishing) else { return Vec::new() };
+        let Some(disk) = self.disks.get_mut(&number).filter(|disk| !disk.publishing) else {
+            return Vec::new();
+        };
         if let Some(receiving) = disk.receiving.take() {
             receiving.cancel.cancel();
         }

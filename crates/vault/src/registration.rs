@@ -197,7 +197,8 @@ impl Vault {
         progress.described = true;
         for (disk, removed) in changes {
             if removed == Removed::Yes {
-                self.note(disk_removed(server, disk, "the agent's settings name it no longer", "", now)).await?;
+                self.note(disk_removed(server, disk, "the agent's settings name it no longer", "", now))
+                    .await?;
             }
         }
         Ok(())

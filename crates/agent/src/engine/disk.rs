@@ -158,7 +158,8 @@ impl Engine {
             }
         }
         // Also what the settings named when the agent ran last: its tracking goes on until it is ended.
-        let were_protected = before.disks.iter().filter(|(_, disk)| disk.protected).map(|(number, _)| *number);
+        let were_protected =
+            before.disks.iter().filter(|(_, disk)| disk.protected).map(|(number, _)| *number);
         for number in were_protected {
             self.disks.entry(number).or_insert_with(Disk::new);
         }

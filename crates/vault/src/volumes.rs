@@ -133,14 +133,15 @@ impl Trouble {
 
 impl Volumes {
     /// Listens, and serves again all volumes that were open. One that cannot be read is listed with
-    /// its trouble and does not disturb the others. Must be called within a Tokio runtime.
+    /// its trouble and does not disturb the others. `tls` is asked at each connection from elsewhere.
+    /// Must be called within a Tokio runtime.
     ///
     /// # Errors
     /// When nothing can be listened on, or the catalog fails.
     pub async fn start(
         vault: Arc<Vault>,
         settings: &NbdSettings,
-        tls: Arc<ServerConfig>,
+        tls: impl Fn() -> Arc<ServerConfig> + Send + Sync + 'static,
     ) -> Result<Self, VolumesError> {
         let directory = |path: &Path| {
             let path = path.to_owned();

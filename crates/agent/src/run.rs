@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use lifeboat_capture::{Capture, CaptureOptions, QuiesceOptions, thaw_leftovers};
 use lifeboat_tracker::{DiskDevice, TrackerSet, check_privileges};
 use lifeboat_transport::Backoff;
-use lifeboat_trust::private_file::create_private_directory;
-use lifeboat_trust::{Credentials, Identity};
+use lifeboat_trust::private_file::{FileError, create_private_directory};
+use lifeboat_trust::{Credentials, Identity, Serial};
 use lifeboat_wire::agent::RequestResult;
 use lifeboat_wire::event::Severity;
 use rustix::fs::FlockOperation;
@@ -46,7 +46,10 @@ const REPORT_EVERY: Duration = Duration::from_secs(2);
 const SETTINGS_EVERY: Duration = Duration::from_secs(2);
 
 /// How often the certificate is read again.
-const CREDENTIALS_EVERY: Duration = Duration::from_secs(600);
+const CREDENTIALS_EVERY: Duration = Duration::from_secs(60);
+
+/// How often it is told that the certificate ends soon.
+const CERTIFICATE_TOLD_EVERY: Duration = Duration::from_secs(86_400);
 
 /// The agent cannot run: one sentence with a next step.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +102,7 @@ fn stop_with_parent() -> Result<(), RunError> {
 fn lock(settings: &Settings) -> Result<File, RunError> {
     let path = settings.lock_file();
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|error| RunError(format!("cannot open {}: {error}", path.display())))?;
+    let file = file.map_err(FileError::io("open", &path)).map_err(RunError::of)?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         RunError(format!(
             "another agent uses {}; stop that one (systemctl stop lifeboat-agent) or set another state directory",
@@ -417,7 +420,8 @@ async fn watch_settings(config: PathBuf, uplink: Arc<Uplink>, inbox: Inbox, stat
     let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
     let mut known = None;
     let mut complained = String::new();
-    let mut renewed = Instant::now();
+    let mut renewed: Option<Instant> = None;
+    let mut certificate = CertificateWatch::default();
     loop {
         let asked = tokio::time::timeout(SETTINGS_EVERY, hangup.recv()).await.is_ok();
         let read = config.clone();
@@ -434,9 +438,9 @@ async fn watch_settings(config: PathBuf, uplink: Arc<Uplink>, inbox: Inbox, stat
                     }
                     known = Some(now);
                 }
-                if asked || renewed.elapsed() > CREDENTIALS_EVERY {
-                    renewed = Instant::now();
-                    renew(&settings, &uplink, &status);
+                if asked || renewed.is_none_or(|renewed| renewed.elapsed() > CREDENTIALS_EVERY) {
+                    renewed = Some(Instant::now());
+                    certificate.look(&settings, &uplink, &status);
                 }
             }
             Err(RunError(why)) if why != complained => {
@@ -454,16 +458,51 @@ async fn watch_settings(config: PathBuf, uplink: Arc<Uplink>, inbox: Inbox, stat
     }
 }
 
-fn renew(settings: &Settings, uplink: &Uplink, status: &Status) {
-    let renewed =
-        credentials(settings).and_then(|credentials| uplink.server.renew(&credentials).map_err(RunError::of));
-    if let Err(RunError(why)) = renewed {
+/// Takes a renewed certificate, and tells when the one that is there ends soon or cannot be read.
+#[derive(Default)]
+struct CertificateWatch {
+    shown: Option<Serial>,
+    told: Option<(String, Instant)>,
+}
+
+impl CertificateWatch {
+    fn look(&mut self, settings: &Settings, uplink: &Uplink, status: &Status) {
+        let renewed = credentials(settings).and_then(|credentials| {
+            // Connections begin anew with it, so not without need.
+            if self.shown != Some(credentials.serial()) {
+                uplink.server.renew(&credentials).map_err(RunError::of)?;
+                self.shown = Some(credentials.serial());
+            }
+            Ok(credentials)
+        });
+        let (code, message) = match renewed {
+            Ok(credentials) => match credentials.ends_soon(Timestamp::now()) {
+                Some(message) => ("certificate_ends_soon", message),
+                None => return self.told = None,
+            },
+            Err(RunError(why)) => (
+                "certificate_not_renewed",
+                format!("The certificate cannot be read again, the old one stays: {why}."),
+            ),
+        };
+        let is_told = self
+            .told
+            .as_ref()
+            .is_some_and(|(what, at)| *what == message && at.elapsed() < CERTIFICATE_TOLD_EVERY);
+        if is_told {
+            return;
+        }
+        self.told = Some((message.clone(), Instant::now()));
         status.tell(Notice {
             severity: Severity::Warning,
-            code: "certificate_not_renewed",
+            code,
             disk: None,
-            message: format!("The certificate cannot be read again, the old one stays: {why}."),
-            next_step: "Enrol this server again before the old one ends.".into(),
+            message,
+            next_step: format!(
+                "Put a new one into {}: lifeboat certificate issue --for agent --server ID. It is taken while the \
+                 agent runs.",
+                settings.credentials.display()
+            ),
         });
     }
 }

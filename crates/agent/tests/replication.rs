@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lifeboat_model::PointKind;
-use lifeboat_wire::agent::{AgentReport, CaptureMode, CommandKind, Outcome};
+use lifeboat_wire::agent::{AgentReport, CaptureMode, Command, CommandKind, Outcome};
 
 use site::Site;
 use site::disk::{Writer, prefix_of};
@@ -259,6 +259,43 @@ fn replication_that_is_switched_off_sends_nothing_and_loses_nothing() {
     site.server.change_assignment(|assignment| assignment.replicate = true);
     site.check_newest_point();
     assert!(!site.server.has_event("resync_started"));
+}
+
+#[test]
+fn a_first_copy_keeps_to_its_limit_and_a_throttle_holds_for_everything() {
+    let mut site = Site::new(&[8]);
+    site.disks[0].fill(1);
+    site.server.change_assignment(|assignment| {
+        assignment.policy.copy_bytes_per_second = Some(2 << 20);
+    });
+    // Lower bounds say that something was slow on purpose; there are no upper ones.
+    let begun = std::time::Instant::now();
+    site.start();
+    site.until("a first point", || site.server.newest().is_some());
+    let took = begun.elapsed().as_millis();
+    assert!(took >= 3_000, "8 MiB at 2 MiB a second took {took} ms");
+
+    // The limit of copies does not hold for what is written later.
+    let before = site.server.newest().unwrap().point;
+    let write = |from: u64| (0..1024).for_each(|block| site.disks[0].write(from + block, from + block + 7));
+    write(0);
+    site.check_newest_point();
+    assert_ne!(site.server.newest().unwrap().point, before);
+    // The process server's throttle does. A command that came with it is done: so it is in force.
+    let take_point = CommandKind::TakePoint { kind: PointKind::Crash };
+    site.server.change_assignment(|assignment| {
+        assignment.throttle_bytes_per_second = Some(512 << 10);
+        assignment.commands.push(Command { request: 1, kind: take_point.clone() });
+    });
+    site.until("a point with the throttle", || site.server.outcome(1).is_some());
+    let begun = std::time::Instant::now();
+    write(1024);
+    site.server.ask(2, take_point);
+    site.until("a point", || site.server.outcome(2).is_some());
+    let took = begun.elapsed().as_millis();
+    assert!(took >= 5_000, "4 MiB at 512 KiB a second took {took} ms");
+    site.server.change_assignment(|assignment| assignment.throttle_bytes_per_second = None);
+    site.check_newest_point();
 }
 
 #[test]

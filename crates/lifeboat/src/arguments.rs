@@ -325,6 +325,9 @@ pub enum CertificateCommand {
         /// The role's name: of a process server or an operator.
         #[arg(long)]
         name: Option<String>,
+        /// The id of the server whose certificate is renewed, for an agent; a new one is drawn when absent.
+        #[arg(long, value_name = "ID")]
+        server: Option<ServerId>,
         /// A host name or address by which others reach it. Repeatable.
         #[arg(long = "host", value_name = "HOST")]
         hosts: Vec<String>,

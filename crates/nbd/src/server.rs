@@ -99,17 +99,17 @@ impl NbdServer {
     }
 
     /// Listens on TCP, where clients must begin TLS before anything else. Whether they need a
-    /// certificate is up to `tls`. Returns the address, of interest if the port was 0.
+    /// certificate is up to `tls`, which is asked at each connection, so that a certificate can be
+    /// renewed. Returns the address, of interest if the port was 0.
     pub async fn listen_tcp(
         &self,
         address: SocketAddr,
-        tls: Arc<rustls::ServerConfig>,
+        tls: impl Fn() -> Arc<rustls::ServerConfig> + Send + Sync + 'static,
     ) -> Result<SocketAddr, NbdError> {
         self.check_running()?;
         let failed = |source: io::Error| NbdError::ListenTcp { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
-        let acceptor = TlsAcceptor::from(tls);
         let (shared, tasks) = (Arc::clone(&self.shared), self.tasks.clone());
         self.tasks.spawn(async move {
             let accept = async || listener.accept().await;
@@ -117,7 +117,8 @@ impl NbdServer {
                 if let Err(error) = prepare_tcp(&stream) {
                     tracing::warn!(%peer, %error, "TCP options could not be set");
                 }
-                let serve = serve_tcp(Arc::clone(&shared), stream, acceptor.clone(), peer.to_string(), slot);
+                let acceptor = TlsAcceptor::from(tls());
+                let serve = serve_tcp(Arc::clone(&shared), stream, acceptor, peer.to_string(), slot);
                 tasks.spawn(serve);
             })
             .await;

@@ -19,7 +19,6 @@ use crate::outbox::Outbox;
 use crate::refusal::Refusal;
 use crate::settings::SpoolSettings;
 use crate::space::Space;
-use crate::state_dir::StateError;
 
 /// Time between two reports when nothing changes.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
@@ -188,7 +187,7 @@ impl<V: VaultLink> Courier<V> {
                     events.push(spool_event(before, state, space, &self.spool, self.clock));
                     self.report_soon.notify_one();
                 }
-                if !matches!(state, SpoolState::Good | SpoolState::Warning)
+                if matches!(state, SpoolState::Critical | SpoolState::Throttling | SpoolState::Full)
                     && let Err(error) = self.gateway.keep_stored_only(RELIEF_FILES_MAX)
                 {
                     tracing::error!("the spool could not be relieved: {error}");
@@ -214,15 +213,14 @@ impl<V: VaultLink> Courier<V> {
         }
         let only_information =
             |lot: &Vec<Event>| lot.iter().all(|event| event.severity == Severity::Information);
-        let kept = (|| -> Result<bool, StateError> {
-            if let Some(order) = self.events.expendable(only_information) {
-                tracing::warn!("the list of events is full: the oldest are dropped");
-                self.events.remove(order)?;
+        if let Some(order) = self.events.expendable(only_information) {
+            tracing::warn!("the list of events is full: the oldest are dropped");
+            if let Err(error) = self.events.remove(order) {
+                tracing::error!("old events may come again after a restart: {error}");
             }
-            self.events.push(events)
-        })();
-        if let Err(error) = kept {
-            tracing::error!("events are in this log only: {error}");
+        }
+        if let Err(error) = self.events.keep(events) {
+            tracing::error!("events wait for the vault, but not over a restart: {error}");
         }
     }
 
@@ -285,9 +283,17 @@ fn spool_event(
             "spool_full",
             format!("has less than its reserve of {} MiB free, so changes are refused", settings.reserve_mib),
         ),
+        SpoolState::ReadOnly => (
+            Severity::Critical,
+            "spool_read_only",
+            "is on a file system that is read-only, so changes are refused".to_owned(),
+        ),
     };
     let worse = rank(state) > rank(before);
-    let next_step = if worse && state != SpoolState::Good {
+    let next_step = if state == SpoolState::ReadOnly {
+        "Look in the process server's kernel log why (dmesg), then make it writable: mount -o remount,rw MOUNTPOINT."
+            .to_owned()
+    } else if worse && state != SpoolState::Good {
         "Check the line to the vault and its speed, or give the spool a larger file system.".to_owned()
     } else {
         String::new()
@@ -312,5 +318,6 @@ fn rank(state: SpoolState) -> u8 {
         SpoolState::Critical => 2,
         SpoolState::Throttling => 3,
         SpoolState::Full => 4,
+        SpoolState::ReadOnly => 5,
     }
 }

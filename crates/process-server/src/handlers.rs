@@ -8,16 +8,16 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use axum::{Extension, Json, Router};
+use axum::{Json, Router};
 use futures::StreamExt;
 use lifeboat_model::{DiskNumber, Epoch, Part, ServerId};
-use lifeboat_transport::{AgentPeer, ApiError, RequestId};
+use lifeboat_transport::{AgentPeer, ApiError, Stopping};
 use lifeboat_wire::agent::{
     AgentReport, Assignment, DigestRequest, DiskDescription, DiskState, RequestResult, SealPoint, SealReceipt,
 };
 use lifeboat_wire::agent_path as path;
 use lifeboat_wire::process_server::{self, DiskRegistration, RegisterDisk, ServerResult};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::courier::Courier;
 use crate::link::{LinkError, VaultLink};
@@ -56,34 +56,21 @@ pub(crate) fn router<V: VaultLink>(desk: Arc<Desk<V>>) -> Router {
         .with_state(desk)
 }
 
-/// A refusal on its way out, with the id of its request.
-struct Refused(Refusal, Option<RequestId>);
+/// A refusal on its way out. It names where the disk stands in words alone: an agent that was refused
+/// describes the disk, which answers with the state.
+struct Refused(Refusal);
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        Self(refusal, None)
+        Self(refusal)
     }
-}
-
-#[derive(Serialize)]
-struct ConflictBody<'a> {
-    error: lifeboat_transport::ErrorDetail,
-    state: &'a DiskState,
 }
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let Self(refusal, request_id) = self;
+        let Self(refusal) = self;
         let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let Some(state) = refusal.state() else {
-            return ApiError::new(status, refusal.code(), refusal.to_string()).into_response();
-        };
-        let error = lifeboat_transport::ErrorDetail {
-            code: refusal.code().into(),
-            message: refusal.to_string(),
-            request_id: request_id.map(|id| id.0).unwrap_or_default(),
-        };
-        (status, Json(ConflictBody { error, state })).into_response()
+        ApiError::new(status, refusal.code(), refusal.to_string()).into_response()
     }
 }
 
@@ -124,16 +111,20 @@ struct AssignmentQuery {
 async fn assignment<V: VaultLink>(
     State(desk): Shared<V>,
     AgentPeer(server): AgentPeer,
+    stopping: Stopping,
     Query(query): Query<AssignmentQuery>,
 ) -> Json<Assignment> {
     let wait = Duration::from_millis(query.wait_ms.unwrap_or(0)).min(ASSIGNMENT_WAIT_MAX);
-    Json(desk.courier.desk.wait_for(server, query.seen, wait).await)
+    let desk = &desk.courier.desk;
+    Json(tokio::select! {
+        assignment = desk.wait_for(server, query.seen, wait) => assignment,
+        () = stopping.stopped() => desk.of(server),
+    })
 }
 
 async fn seal<V: VaultLink>(
     State(desk): Shared<V>,
     AgentPeer(server): AgentPeer,
-    Extension(id): Extension<RequestId>,
     Json(seal): Json<SealPoint>,
 ) -> Result<Json<SealReceipt>, Refused> {
     let sealed = async {
@@ -141,7 +132,7 @@ async fn seal<V: VaultLink>(
         let (gateway, wall) = (Arc::clone(&desk.courier.gateway), desk.courier.clock.wall());
         blocking(move || gateway.seal_point(server, &seal, wall)).await
     };
-    let receipt = sealed.await.map_err(|refusal| Refused(refusal, Some(id)))?;
+    let receipt = sealed.await?;
     desk.courier.report_soon.notify_one();
     Ok(Json(receipt))
 }
@@ -191,7 +182,6 @@ async fn part<V: VaultLink>(
     State(desk): Shared<V>,
     AgentPeer(server): AgentPeer,
     Path((disk, epoch, part)): Path<(DiskNumber, Epoch, Part)>,
-    Extension(id): Extension<RequestId>,
     body: Body,
 ) -> Response {
     let mut body = body.into_data_stream();
@@ -207,7 +197,7 @@ async fn part<V: VaultLink>(
     // One that was silent or was replaced will hardly send the rest.
     let silent = matches!(refusal, Refusal::Superseded { .. } | Refusal::Stalled(_));
     let read = !silent && read_rest(&mut body).await;
-    let mut response = Refused(refusal, Some(id)).into_response();
+    let mut response = Refused(refusal).into_response();
     if !read {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -269,27 +259,4 @@ async fn result<V: VaultLink>(
     let courier = Arc::clone(&desk.courier);
     blocking(move || courier.keep_result(ServerResult { server, result })).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_conflict_says_where_the_disk_stands() {
-        let state = DiskState { epoch: Epoch(4), next_part: Part(2), sealed: None, copy_bytes: None };
-        let refusal = Refusal::WrongPart {
-            disk: DiskNumber(1),
-            epoch: Epoch(4),
-            part: Part(7),
-            state: Box::new(state.clone()),
-        };
-        let response = Refused(refusal, Some(RequestId("r-1".into()))).into_response();
-        assert_eq!(response.status(), StatusCode::CONFLICT);
-        let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
-        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
-        assert_eq!(body["error"]["code"], "wrong_part");
-        assert_eq!(body["error"]["request_id"], "r-1");
-        assert_eq!(serde_json::from_value::<DiskState>(body["state"].clone()).unwrap(), state);
-    }
 }

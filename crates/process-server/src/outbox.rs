@@ -59,21 +59,39 @@ impl<T: Serialize + DeserializeOwned + Clone> Outbox<T> {
 
     /// Adds an item durably; false when there is no room.
     pub fn push(&self, item: T) -> Result<bool, StateError> {
-        let order = {
-            let mut queue = self.lock();
-            if queue.items.len() >= self.items_max {
-                return Ok(false);
-            }
-            queue.next += 1;
-            queue.next - 1
-        };
+        let Some(order) = self.next_order() else { return Ok(false) };
         write_checked(&self.path(order), &item)?;
+        self.insert(order, item);
+        Ok(true)
+    }
+
+    /// Adds an item if there is room: durably, or, when that cannot be, in memory alone.
+    ///
+    /// # Errors
+    /// When it is in memory alone.
+    pub fn keep(&self, item: T) -> Result<(), StateError> {
+        let Some(order) = self.next_order() else { return Ok(()) };
+        let written = write_checked(&self.path(order), &item);
+        self.insert(order, item);
+        written
+    }
+
+    /// The place of a new item; none when there is no room.
+    fn next_order(&self) -> Option<u64> {
+        let mut queue = self.lock();
+        if queue.items.len() >= self.items_max {
+            return None;
+        }
+        queue.next += 1;
+        Some(queue.next - 1)
+    }
+
+    fn insert(&self, order: u64, item: T) {
         let mut queue = self.lock();
         let place = queue.items.partition_point(|(other, _)| *other < order);
         queue.items.insert(place, (order, item));
         drop(queue);
         self.filled.notify_one();
-        Ok(true)
     }
 
     /// The oldest item.
@@ -81,11 +99,11 @@ impl<T: Serialize + DeserializeOwned + Clone> Outbox<T> {
         self.lock().items.front().cloned()
     }
 
-    /// Removes an item that was taken.
+    /// Removes an item that was taken. It does not come again, also when its file cannot be removed;
+    /// but for after a restart.
     pub fn remove(&self, order: u64) -> Result<(), StateError> {
-        remove_file(&self.path(order))?;
         self.lock().items.retain(|(other, _)| *other != order);
-        Ok(())
+        remove_file(&self.path(order))
     }
 
     /// The oldest item for which `expendable` holds, if there is no room.

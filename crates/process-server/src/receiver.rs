@@ -234,13 +234,14 @@ impl Drop for PartWriter {
     }
 }
 
-/// Refuses while less than the reserve is free.
+/// Refuses while less than the reserve is free, or nothing can be written.
 pub(crate) fn check_room(gateway: &Gateway, settings: &SpoolSettings) -> Result<(), Refusal> {
     let space = gateway.space()?;
-    if space.state(settings) == SpoolState::Full {
-        return Err(Refusal::SpoolFull { free_bytes: space.free_bytes });
+    match space.state(settings) {
+        SpoolState::Full => Err(Refusal::SpoolFull { free_bytes: space.free_bytes }),
+        SpoolState::ReadOnly => Err(Refusal::SpoolReadOnly { path: gateway.state_dir().join("spool") }),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn fresh_file_id() -> Result<FileId, Refusal> {

@@ -1,5 +1,6 @@
 //! Why an agent's request was refused.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lifeboat_model::{ByteCount, DiskNumber, Epoch, Part, PointId};
@@ -47,6 +48,11 @@ pub enum Refusal {
     NotReplicating { reason: String },
     #[error("the spool is full ({} free): keep the changes and send them later; it empties as files reach the vault", ByteCount(*free_bytes))]
     SpoolFull { free_bytes: u64 },
+    #[error(
+        "the spool {} is on a file system that is read-only: keep the changes and send them when it is writable again",
+        path.display()
+    )]
+    SpoolReadOnly { path: PathBuf },
     #[error("the spool is damaged, so nothing of this server is accepted: {why}")]
     SpoolDamaged { why: String },
     #[error("{0}")]
@@ -99,6 +105,7 @@ impl Refusal {
             Self::State(_) | Self::Write(_) => 500,
             Self::Vault(LinkError::Refused { .. }) | Self::UnusableKey { .. } => 502,
             Self::Busy { .. }
+            | Self::SpoolReadOnly { .. }
             | Self::Stopping
             | Self::Vault(_)
             | Self::UploadBehind { .. }
@@ -124,6 +131,7 @@ impl Refusal {
             Self::Superseded { .. } => "superseded",
             Self::NotReplicating { .. } => "not_replicating",
             Self::SpoolFull { .. } => "spool_full",
+            Self::SpoolReadOnly { .. } => "spool_read_only",
             Self::SpoolDamaged { .. } => "spool_damaged",
             Self::Stream(_) => "stream_damaged",
             Self::CutOff(_) => "cut_off",

@@ -24,6 +24,7 @@ use crate::courier::{Courier, EVENT_LOTS_MAX, RESULTS_MAX};
 use crate::gateway::{Gateway, Pauses};
 use crate::handlers::{Desk, router};
 use crate::http_link::HttpLink;
+use crate::link::VaultLink;
 use crate::outbox::Outbox;
 use crate::receiver::Receiver;
 use crate::sealing_pool::SealingPool;
@@ -33,6 +34,9 @@ use crate::uploader::{Line, Uploader};
 
 /// Time between two looks at the files of the certificate.
 const CREDENTIALS_EVERY: Duration = Duration::from_secs(60);
+
+/// How often it is told that the certificate ends soon.
+const CERTIFICATE_TOLD_EVERY: Duration = Duration::from_secs(86_400);
 
 /// Blocks of 4 KiB in a mebibyte.
 const BLOCKS_PER_MIB: usize = 256;
@@ -135,8 +139,9 @@ pub async fn serve(
     let stop = CancellationToken::new();
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(uploader.run(settings.upload.parallel, stop.clone()));
-    tasks.spawn(courier.run(stop.clone()));
-    let renewing = renew_credentials(settings.clone(), Arc::clone(&tls), client, credentials, clock);
+    tasks.spawn(Arc::clone(&courier).run(stop.clone()));
+    let renewing =
+        renew_credentials(settings.clone(), Arc::clone(&tls), client, credentials, Arc::clone(&courier));
     tasks.spawn(stop.clone().run_until_cancelled_owned(renewing));
     listener.serve(router(desk), tls, shutdown).await;
     stop.cancel();
@@ -204,15 +209,29 @@ fn receiver(
     })
 }
 
-/// Takes a renewed certificate for both ends while the process runs.
-async fn renew_credentials(
+/// Takes a renewed certificate for both ends while the process runs, and tells when it ends soon.
+async fn renew_credentials<V: VaultLink>(
     settings: Settings,
     tls: Arc<ServerTls>,
     client: Client,
     mut current: Credentials,
-    clock: Clock,
+    courier: Arc<Courier<V>>,
 ) {
+    let clock = courier.clock;
+    let mut told: Option<Duration> = None;
     loop {
+        match current.ends_soon(clock.wall()) {
+            Some(message) if told.is_none_or(|told| clock.now() - told >= CERTIFICATE_TOLD_EVERY) => {
+                told = Some(clock.now());
+                let (courier, event) = (Arc::clone(&courier), ends_soon(message, clock));
+                let telling = tokio::task::spawn_blocking(move || courier.tell(vec![event]));
+                if let Err(error) = telling.await {
+                    tracing::error!("an event was not kept: {error}");
+                }
+            }
+            Some(_) => {}
+            None => told = None,
+        }
         tokio::time::sleep(CREDENTIALS_EVERY).await;
         let renewed = match load_credentials(&settings, clock) {
             Ok(renewed) if renewed.serial() != current.serial() => renewed,
@@ -227,5 +246,20 @@ async fn renew_credentials(
             Ok(()) => current = renewed,
             Err(error) => tracing::error!("the renewed certificate cannot be used: {error}"),
         }
+    }
+}
+
+fn ends_soon(message: String, clock: Clock) -> Event {
+    Event {
+        time: clock.wall(),
+        severity: Severity::Warning,
+        code: "certificate_ends_soon".into(),
+        server: None,
+        disk: None,
+        message,
+        next_step:
+            "Put a new one in its place: lifeboat certificate issue --for process-server. It is taken while \
+                    the process server runs."
+                .into(),
     }
 }

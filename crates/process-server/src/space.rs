@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lifeboat_wire::process_server::SpoolState;
+use rustix::fs::StatVfsMountFlags;
 
 use crate::settings::SpoolSettings;
 use crate::state_dir::StateError;
@@ -14,6 +15,8 @@ pub struct Space {
     pub total_bytes: u64,
     /// Its free bytes, of those that this process may use.
     pub free_bytes: u64,
+    /// It may not be written.
+    pub is_read_only: bool,
 }
 
 impl Space {
@@ -27,6 +30,7 @@ impl Space {
         Ok(Self {
             total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
             free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            is_read_only: stat.f_flag.contains(StatVfsMountFlags::RDONLY),
         })
     }
 
@@ -36,7 +40,9 @@ impl Space {
         let below = |percent: u8| {
             u128::from(self.free_bytes) * 100 < u128::from(self.total_bytes) * u128::from(percent)
         };
-        if self.free_bytes < settings.reserve_mib << 20 {
+        if self.is_read_only {
+            SpoolState::ReadOnly
+        } else if self.free_bytes < settings.reserve_mib << 20 {
             SpoolState::Full
         } else if below(settings.throttle_below_percent) {
             SpoolState::Throttling
@@ -57,8 +63,12 @@ mod tests {
     #[test]
     fn each_threshold_is_where_it_says() {
         let settings = SpoolSettings { reserve_mib: 50, ..SpoolSettings::default() };
-        let state =
-            |free_mib: u64| Space { total_bytes: 1000 << 20, free_bytes: free_mib << 20 }.state(&settings);
+        let space = |free_mib: u64| Space {
+            total_bytes: 1000 << 20,
+            free_bytes: free_mib << 20,
+            is_read_only: false,
+        };
+        let state = |free_mib: u64| space(free_mib).state(&settings);
         assert_eq!(state(300), SpoolState::Good);
         assert_eq!(state(299), SpoolState::Warning);
         assert_eq!(state(250), SpoolState::Warning);
@@ -67,5 +77,6 @@ mod tests {
         assert_eq!(state(50), SpoolState::Throttling);
         assert_eq!(state(49), SpoolState::Full);
         assert_eq!(state(0), SpoolState::Full);
+        assert_eq!(Space { is_read_only: true, ..space(300) }.state(&settings), SpoolState::ReadOnly);
     }
 }

@@ -78,7 +78,10 @@ pub enum StateError {
 impl StateError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
+        move |source| match source.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => FileError::ReadOnly { action, path }.into(),
+            _ => Self::Io { action, path, source },
+        }
     }
 }
 

@@ -88,6 +88,21 @@ impl Site {
         });
     }
 
+    /// The disks that the trial protects from its next start on.
+    pub fn protect(&mut self, disks: &[&LoopDisk]) {
+        self.disks = disks.iter().map(|disk| disk.device.clone()).collect();
+    }
+
+    /// The events of the site, newest first.
+    pub fn events(&self) -> Vec<Value> {
+        self.json(["event", "list"]).as_array().unwrap().clone()
+    }
+
+    /// The newest recovery point; null when there is none.
+    pub fn newest_point(&self) -> Value {
+        self.json(["point", "list", "source"])[0].clone()
+    }
+
     /// Stops the trial as Ctrl-C does.
     pub fn stop(&mut self) {
         let mut trial = self.trial.take().unwrap();
@@ -188,11 +203,10 @@ impl Site {
         })
     }
 
-    /// Ends a role without warning. The trial starts it anew.
-    pub fn kill(&self, role: &str) {
-        if let Some(pid) = self.role(role) {
-            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
-        }
+    /// Ends a role without warning; says whether it ran. The trial starts it anew.
+    pub fn kill(&self, role: &str) -> bool {
+        let killed = |pid: u32| Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+        self.role(role).is_some_and(|pid| killed(pid).is_ok_and(|status| status.success()))
     }
 
     /// The last lines of every log, for a failure's message.

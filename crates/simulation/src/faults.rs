@@ -74,9 +74,8 @@ impl Faults {
         faults.site_lost &= random.random_bool(0.5);
         faults.spool_damage &= random.random_bool(0.5);
         faults.store_damage &= random.random_bool(0.5);
-        let (clone, second_site) = (random.random_bool(0.15), random.random_bool(0.15));
-        faults.clone = clone && twins();
-        faults.second_site = second_site && twins();
+        faults.clone = random.random_bool(0.15);
+        faults.second_site = random.random_bool(0.15);
         faults.large = random.random_bool(0.1);
         // One run in twenty shows that all is well when nothing goes wrong.
         if random.random_ratio(1, 20) { Self::none() } else { faults }
@@ -109,9 +108,4 @@ impl Faults {
             large: false,
         }
     }
-}
-
-/// Whether runs have two of what should be one.
-fn twins() -> bool {
-    std::env::var_os("LIFEBOAT_SIM_TWINS").is_some()
 }

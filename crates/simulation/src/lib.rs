@@ -13,6 +13,7 @@
 //!
 //! ```text
 //! LIFEBOAT_SIM_SEED=7      run this seed only, and print its steps
+//! LIFEBOAT_SIM_STEPS=40    with so many steps before its faults stop
 //! LIFEBOAT_SIM_RUNS=1000   run so many seeds
 //! LIFEBOAT_SIM_FIRST=5000  begin with this one
 //! ```

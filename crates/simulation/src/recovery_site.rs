@@ -79,7 +79,7 @@ impl RecoverySite {
             frame_cache_mib: Some(1),
             ..NbdSettings::default()
         };
-        self.volumes = Some(Volumes::start(Arc::clone(&vault), &settings, no_tls()).await?);
+        self.volumes = Some(Volumes::start(Arc::clone(&vault), &settings, no_tls).await?);
         self.retention = Some(Arc::new(Retention::new(Arc::clone(&vault), self.settings)));
         self.vault = Some(vault);
         Ok(())

@@ -68,7 +68,7 @@ fn report(seed: u64, steps: usize) -> String {
     let tail = std::iter::once(&log[0]).chain(&log[first..]).cloned().collect::<Vec<_>>().join("\n");
     let why = result.err().unwrap_or_else(|| "it did not fail this time".into());
     format!(
-        "{tail}\n\nseed {seed} fails after {steps} steps: {why}\nagain: LIFEBOAT_SIM_SEED={seed} cargo test -p lifeboat-simulation"
+        "{tail}\n\nseed {seed} fails after {steps} steps: {why}\nagain: LIFEBOAT_SIM_SEED={seed} LIFEBOAT_SIM_STEPS={steps} cargo test -p lifeboat-simulation -- --nocapture"
     )
 }
 

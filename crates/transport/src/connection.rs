@@ -28,6 +28,7 @@ use tower::ServiceExt;
 
 use crate::refusals::{Refusals, handshake_reason};
 use crate::request_id::finish;
+use crate::stopping::Stopping;
 use crate::{ApiError, Peer, RequestIds, ServerTls};
 
 /// After this long without a sign of life from the other machine its connection is over.
@@ -150,6 +151,7 @@ async fn answer(
     shared: Arc<Shared>,
 ) -> Result<Response, Infallible> {
     request.extensions_mut().insert(ConnectInfo(address));
+    request.extensions_mut().insert(Stopping::new(shared.stop.clone()));
     if let Some(peer) = peer {
         if let Some(error) = no_longer_good(&peer, &shared, Timestamp::now()) {
             let mut response = finish(error.into_response(), &shared.ids.next()).await;

@@ -19,6 +19,7 @@ mod refusals;
 mod request_id;
 mod server;
 mod server_tls;
+mod stopping;
 
 pub use api_error::{ApiError, ErrorBody, ErrorDetail};
 pub use axum::http::{Method, StatusCode};
@@ -31,3 +32,4 @@ pub use peer::{AgentPeer, OperatorPeer, Peer, ProcessServerPeer, VaultPeer};
 pub use request_id::{RequestId, RequestIds, with_request_ids};
 pub use server::{Listener, ListenerSettings, ServeError, serve};
 pub use server_tls::ServerTls;
+pub use stopping::Stopping;

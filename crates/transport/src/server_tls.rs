@@ -72,7 +72,9 @@ impl ServerTls {
         &self.revocations
     }
 
-    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+    /// What a connection that begins now uses.
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rustls::crypto::CryptoProvider;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -140,6 +140,18 @@ impl Credentials {
     #[must_use]
     pub fn not_after(&self) -> Timestamp {
         self.facts.not_after
+    }
+
+    /// One sentence when the certificate ends soon: within 30 days, or within the last half of its time
+    /// where that is less.
+    #[must_use]
+    pub fn ends_soon(&self, now: Timestamp) -> Option<String> {
+        let CertificateFacts { not_before, not_after, identity, .. } = &self.facts;
+        let soon = (not_after.duration_since(*not_before) / 2).min(SignedDuration::from_hours(30 * 24));
+        let left = not_after.duration_since(now);
+        (left <= soon).then(|| {
+            format!("The certificate of {identity} ends at {not_after:.0}; nothing can be sent or asked with it then.")
+        })
     }
 
     /// The certificate of the authority that is trusted.

@@ -53,6 +53,18 @@ pub enum FileError {
         /// The largest size.
         bytes_max: u64,
     },
+    /// It lies on a file system that may not be written.
+    #[error(
+        "cannot {action} {}: its file system is read-only; look in the kernel log why (dmesg), then make it \
+         writable: mount -o remount,rw MOUNTPOINT",
+        path.display()
+    )]
+    ReadOnly {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// The system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -66,10 +78,12 @@ pub enum FileError {
 }
 
 impl FileError {
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    /// What it means that the system refused to `action` a file.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| match source.kind() {
             io::ErrorKind::NotFound => Self::Missing { path },
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { action, path },
             _ => Self::Io { action, path, source },
         }
     }
@@ -122,7 +136,7 @@ pub fn write_private_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let _ = fs::remove_file(&temporary);
     linked.map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => FileError::Exists { path: path.to_owned() },
-        _ => FileError::Io { action: "create", path: path.to_owned(), source },
+        _ => FileError::io("create", path)(source),
     })?;
     sync_directory_of(path)
 }

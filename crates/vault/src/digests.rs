@@ -15,8 +15,8 @@ use crate::volumes::{Volumes, VolumesError};
 const CHUNKS_MAX: usize = 4096;
 
 impl Volumes {
-    /// The digests that an agent asks for: of a point, or of the newest point with the files that
-    /// lie over it.
+    /// The digests that an agent asks for: of a point, or of the newest point that has the disk
+    /// with the files that lie over it.
     ///
     /// # Errors
     /// When there is no such point or disk, a file is not stored, or one cannot be read.
@@ -37,9 +37,10 @@ impl Volumes {
         let Some(row) = known.iter().find(|row| row.disk == disk) else {
             return Err(unknown("disk", &disk.to_string(), Vec::new()).into());
         };
-        let newest = vault.catalog().newest(server).await.map_err(VaultError::from)?;
-        let point =
-            request.point.or(newest.filter(|newest| newest.disks.contains(&disk)).map(|newest| newest.point));
+        // Not the server's newest point, which need not have the disk: one that was taken out of
+        // protection and is back goes on with its own last epoch.
+        let newest = vault.catalog().committed_epochs(server).await.map_err(VaultError::from)?;
+        let point = request.point.or(newest.get(&disk).map(|(point, _)| *point));
         let (mut bytes, mut files) = (row.bytes, Vec::new());
         let mut epoch = Epoch(0);
         if let Some(point) = point {

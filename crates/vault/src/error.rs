@@ -244,6 +244,7 @@ impl VaultError {
             Self::Catalog(error) => match error {
                 CatalogError::Full { .. } => "catalog_full",
                 CatalogError::ReadOnly { .. } => "catalog_read_only",
+                CatalogError::Newer { .. } => "catalog_newer",
                 CatalogError::Overtaken { .. } => "overtaken",
                 CatalogError::PointTaken { .. } => "point_taken",
                 CatalogError::TooLarge(_) | CatalogError::Time(_) => "invalid",

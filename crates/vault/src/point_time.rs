@@ -54,7 +54,8 @@ pub fn of(newest: Option<Timestamp>, claims: Claims, now: Timestamp) -> (Timesta
             && claims.agent.duration_since(claims.process_server) <= AHEAD_MAX;
         return if agree { (claims.agent, Why::AsClaimed) } else { (now, Why::SteppedBack) };
     }
-    let fits = |time: &Timestamp| follows(time) && !is_ahead(*time);
+    // The catalog knows no time before 1970, and no clock that is right shows one.
+    let fits = |time: &Timestamp| *time >= Timestamp::UNIX_EPOCH && follows(time) && !is_ahead(*time);
     let found = [claims.agent, claims.process_server, now].into_iter().find(fits);
     let last = || newest.map_or(now, |newest| newest.saturating_add(STEP).unwrap_or(newest));
     replaced_by(found.unwrap_or_else(last))
@@ -105,6 +106,7 @@ mod tests {
         assert_eq!(given(Some(-8), -YEAR, -2), (-2, Why::Replaced));
         assert_eq!(given(Some(-8), -YEAR, -YEAR), (0, Why::Replaced));
         assert_eq!(given(Some(-8), -8, -2), (-2, Why::Replaced));
+        assert_eq!(given(None, -NOW - 1, -2), (-2, Why::Replaced), "before 1970");
         assert_eq!(given(Some(60), -3, -2).0, 60, "right after the newest point, if it must be");
     }
 

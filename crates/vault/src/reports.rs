@@ -249,6 +249,7 @@ fn api_process_server(name: &str, report: &ProcessServerReport, heard: Timestamp
         SpoolState::Critical => "critical",
         SpoolState::Throttling => "throttling",
         SpoolState::Full => "full",
+        SpoolState::ReadOnly => "read-only",
     };
     let cut = |bytes: u64| bytes.min(u64::MAX >> 1);
     api::ProcessServer {

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lifeboat_compute::{ComputeError, QemuProvider, QemuSettings};
@@ -27,6 +27,8 @@ use crate::volumes::{Volumes, VolumesError};
 
 /// How often renewed certificates are looked for.
 const CREDENTIALS_EVERY: Duration = Duration::from_secs(60);
+/// How often it is told that the certificate ends soon.
+const CERTIFICATE_TOLD_EVERY: Duration = Duration::from_secs(86_400);
 /// How often requests that nobody answers are looked through.
 const REQUESTS_EVERY: Duration = Duration::from_secs(60);
 
@@ -91,6 +93,7 @@ pub struct RunningVault {
     settings: Settings,
     service: VaultService,
     tls: Arc<ServerTls>,
+    nbd_tls: Arc<ServerTls>,
     listener: Listener,
 }
 
@@ -123,8 +126,10 @@ impl RunningVault {
         if let Err(error) = vault.note(started_event(now)).await {
             tracing::warn!(%error, "the start could not be noted as an event");
         }
-        let operators = credentials.server_config(ClientCertificates::OperatorsOnly, &revoked.revocations)?;
-        let volumes = Volumes::start(Arc::clone(&vault), &settings.nbd, Arc::new(operators)).await?;
+        let operators_only = ClientCertificates::OperatorsOnly;
+        let nbd_tls = Arc::new(ServerTls::new(&credentials, operators_only, revoked.revocations.clone())?);
+        let shown = Arc::clone(&nbd_tls);
+        let volumes = Volumes::start(Arc::clone(&vault), &settings.nbd, move || shown.config()).await?;
         let volumes = Arc::new(volumes);
         let directory =
             settings.machines.directory.clone().unwrap_or_else(|| settings.state.join("machines"));
@@ -132,7 +137,7 @@ impl RunningVault {
         let provider = QemuProvider::open(machines).await?;
         let jobs = Jobs::new(Arc::clone(&volumes), Arc::new(provider), Timestamp::now, Arc::new(()));
         let service = VaultService { vault, volumes, jobs, revoked, clock: Timestamp::now };
-        Ok(Self { settings, service, tls: Arc::new(tls), listener })
+        Ok(Self { settings, service, tls: Arc::new(tls), nbd_tls, listener })
     }
 
     /// Where it listens.
@@ -149,7 +154,7 @@ impl RunningVault {
 
     /// Serves until `shutdown` completes, then closes the catalog.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
-        let Self { settings, service, tls, listener } = self;
+        let Self { settings, service, tls, nbd_tls, listener } = self;
         if let Err(error) = service.jobs.resume().await {
             tracing::error!(%error, "jobs of before the restart do not go on");
         }
@@ -158,6 +163,8 @@ impl RunningVault {
         let background = async {
             tokio::join!(
                 tls.reload_on_change(settings.credentials.clone(), CREDENTIALS_EVERY),
+                nbd_tls.reload_on_change(settings.credentials.clone(), CREDENTIALS_EVERY),
+                tell_of_certificate(&service.vault, &settings.credentials),
                 follow_revocations(&service.revoked, settings.revocations.as_deref()),
                 expire_requests(&service.vault),
                 service.volumes.retry_now_and_then(),
@@ -215,6 +222,36 @@ fn started_event(now: Timestamp) -> Event {
         disk: None,
         message: format!("The vault ({}) was started at {now:.0}.", env!("CARGO_PKG_VERSION")),
         next_step: String::new(),
+    }
+}
+
+/// Says, once a day, that the vault's certificate ends soon.
+async fn tell_of_certificate(vault: &Vault, credentials: &Path) {
+    let mut told: Option<Instant> = None;
+    loop {
+        let now = Timestamp::now();
+        let ends =
+            Credentials::load(credentials, now).ok().and_then(|credentials| credentials.ends_soon(now));
+        if let Some(message) = ends
+            && told.is_none_or(|told| told.elapsed() >= CERTIFICATE_TOLD_EVERY)
+        {
+            told = Some(Instant::now());
+            let event = Event {
+                time: now,
+                severity: Severity::Warning,
+                code: "certificate_ends_soon".into(),
+                server: None,
+                disk: None,
+                message,
+                next_step: "Put a new one in its place: lifeboat certificate issue --for vault. It is taken while the vault \
+                            runs."
+                    .into(),
+            };
+            if let Err(error) = vault.note(event).await {
+                tracing::warn!(%error, "an event could not be stored");
+            }
+        }
+        tokio::time::sleep(CREDENTIALS_EVERY).await;
     }
 }
 

@@ -212,7 +212,7 @@ fn read_master_key(path: &Path) -> Result<MasterKey, StateError> {
 fn lock(path: &Path) -> Result<File, StateError> {
     let path = path.join("lock");
     let failed = |source| StateError::Lock { path: path.clone(), source };
-    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    let file = File::options().create(true).append(true).open(&path).map_err(FileError::io("open", &path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {

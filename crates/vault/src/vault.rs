@@ -165,9 +165,10 @@ impl Vault {
             server: None,
             disk: None,
             message: format!(
-                "The vault's clock shows {now}, which is before its newest commit at {newest}: it was set back."
+                "The vault's clock shows {now}, which is before its newest commit at {newest}: it was \
+                 set back, or was ahead then."
             ),
-            next_step: "Set the vault's clock right; ages and retention are wrong until then.".into(),
+            next_step: "See that the vault's clock is right; points go on, and none is removed for that within a day.".into(),
         })
         .await
     }

@@ -167,14 +167,15 @@ impl Trouble {
 
 impl Volumes {
     /// Serves again all volumes that were open, and listens. One that cannot be read is listed with
-    /// its trouble and does not disturb the others. Must be called within a Tokio runtime.
+    /// its trouble and does not disturb the others. `tls` is asked at each connection from elsewhere.
+    /// Must be called within a Tokio runtime.
     ///
     /// # Errors
     /// When nothing can be listened on, or the catalog fails.
     pub async fn start(
         vault: Arc<Vault>,
         settings: &NbdSettings,
-        tls: Arc<ServerConfig>,
+        tls: impl Fn() -> Arc<ServerConfig> + Send + Sync + 'static,
     ) -> Result<Self, VolumesError> {
         let directory = |path: &Path| {
             let path = path.to_owned();
@@ -204,7 +205,11 @@ impl Volumes {
         Ok(volumes)
     }
 
-    async fn listen(&mut self, settings: &NbdSettings, tls: Arc<ServerConfig>) -> Result<(), VolumesError> {
+    async fn listen(
+        &mut self,
+        settings: &NbdSettings,
+        tls: impl Fn() -> Arc<ServerConfig> + Send + Sync + 'static,
+    ) -> Result<(), VolumesError> {
         self.server.listen_unix(&self.socket).await.map_err(|error| match error {
             NbdError::SocketInUse { .. } | NbdError::PathTooLong { .. } => VolumesError::Socket(error),
             error => error.into(),

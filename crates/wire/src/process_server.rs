@@ -138,6 +138,9 @@ pub enum SpoolState {
     Throttling,
     /// No room: parts are refused until there is.
     Full,
+    /// Its file system may not be written: parts are refused until it may.
+    #[serde(rename = "read-only")]
+    ReadOnly,
 }
 
 /// The state of a process server and of the agents behind it, sent every few seconds.

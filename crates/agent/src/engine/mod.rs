@@ -422,7 +422,7 @@ impl Engine {
                 message: format!(
                     "The agent cannot save what it must remember, so nothing is sent: {message}."
                 ),
-                next_step: "Make room on the file system of the state directory.".into(),
+                next_step: "See that the file system of the state directory has room and is writable.".into(),
             });
         }
         self.save_error = Some((message, now + REOPEN_EVERY));

@@ -26,8 +26,8 @@ pub fn authority(arguments: &SiteArguments, command: AuthorityCommand) -> Result
 pub fn run(arguments: &SiteArguments, command: CertificateCommand) -> Result<Answer, Failure> {
     let json = arguments.output == Output::Json;
     match command {
-        CertificateCommand::Issue { authority, role, name, hosts, validity, dir } => {
-            let identity = identity(role, name)?;
+        CertificateCommand::Issue { authority, role, name, server, hosts, validity, dir } => {
+            let identity = identity(role, name, server)?;
             let authority = SiteAuthority::open(&authority)?;
             let issued = authority.issue(&identity, &hosts, validity.duration(), Timestamp::now())?;
             issued.write_bundle(&dir)?;
@@ -85,10 +85,13 @@ fn list(authority: &Path, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn identity(role: Role, name: Option<String>) -> Result<Identity, Failure> {
+fn identity(role: Role, name: Option<String>, server: Option<ServerId>) -> Result<Identity, Failure> {
+    if server.is_some() && !matches!(role, Role::Agent) {
+        return Err(Failure::new("--server is for an agent's certificate: leave it out, or say --for agent"));
+    }
     let named = |name: Option<String>| name.ok_or_else(|| Failure::new("this role needs a name: add --name"));
     Ok(match role {
-        Role::Agent => Identity::Agent(random_server_id()?),
+        Role::Agent => Identity::Agent(server.map_or_else(random_server_id, Ok)?),
         Role::ProcessServer => Identity::ProcessServer(named(name)?),
         Role::Vault => Identity::Vault,
         Role::Operator => Identity::Operator(named(name)?),

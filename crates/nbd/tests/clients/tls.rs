@@ -62,6 +62,11 @@ impl Authority {
         folder
     }
 
+    fn config_source(&self) -> impl Fn() -> Arc<ServerConfig> + Send + Sync + 'static {
+        let config = self.server_config();
+        move || Arc::clone(&config)
+    }
+
     fn server_config(&self) -> Arc<ServerConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
@@ -93,7 +98,7 @@ impl TlsBench {
         let server = NbdServer::new(Limits::default());
         server.add("disk", Arc::clone(disk) as _).unwrap();
         let address = "127.0.0.1:0".parse().unwrap();
-        let port = server.listen_tcp(address, authority.server_config()).await.unwrap().port();
+        let port = server.listen_tcp(address, authority.config_source()).await.unwrap().port();
         Self { server, authority, folder: tempfile::tempdir().unwrap(), port }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::routing::{get, put};
 use axum::{Json, Router};
-use lifeboat_transport::{ApiError, Listener, ListenerSettings, ServeError, UnreachableReason};
+use lifeboat_transport::{ApiError, Listener, ListenerSettings, ServeError, Stopping, UnreachableReason};
 use lifeboat_trust::{ClientCertificates, Identity, anonymous_client_config};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -68,6 +68,28 @@ async fn stopping_lets_the_request_in_flight_finish() {
     gate.open.notify_one();
     assert_eq!(call.await.unwrap().unwrap(), "done");
     stopped.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_handler_that_waits_hears_that_the_listener_stops() {
+    let site = Site::new();
+    let begun = Arc::new(Notify::new());
+    let told = Arc::clone(&begun);
+    let wait = move |stopping: Stopping| async move {
+        told.notify_one();
+        stopping.stopped().await;
+        Json("stopping")
+    };
+    // A grace time that no test outlives: only the handler can end this.
+    let settings = ListenerSettings { grace: Duration::from_secs(3600), ..settings() };
+    let credentials = site.credentials(&Identity::Vault);
+    let router = Router::new().route("/wait", get(wait));
+    let mut server = Server::start(router, &credentials, ClientCertificates::Required, settings).await;
+    let client = site.client(&server, &agent());
+    let call = tokio::spawn(async move { client.get::<String>("/wait").await });
+    begun.notified().await;
+    tokio::time::timeout(Duration::from_secs(60), server.stop()).await.unwrap().unwrap();
+    assert_eq!(call.await.unwrap().unwrap(), "stopping");
 }
 
 #[tokio::test]

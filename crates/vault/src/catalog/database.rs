@@ -91,6 +91,9 @@ impl Catalog {
     async fn migrate(&self) -> Result<(), CatalogError> {
         MIGRATIONS.run(&self.writer).await.map_err(|error| match error {
             MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => self.error(source),
+            MigrateError::VersionMissing(version) if version > newest_known() => {
+                CatalogError::Newer { path: self.path.clone(), version, known: newest_known() }
+            }
             other => CatalogError::Damaged { path: self.path.clone(), why: other.to_string() },
         })
     }
@@ -175,6 +178,11 @@ impl Catalog {
     pub(crate) fn error(&self, source: sqlx::Error) -> CatalogError {
         database_error(&self.path, source)
     }
+}
+
+/// The newest migration of this release.
+fn newest_known() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
 /// A statement with its values.

@@ -20,6 +20,20 @@ pub enum CatalogError {
         /// What was found.
         why: String,
     },
+    /// A later release wrote it.
+    #[error(
+        "the catalog {} was written by a later release of Lifeboat (its version is {version}, this release knows \
+         up to {known}): start that release; nothing is damaged",
+        path.display()
+    )]
+    Newer {
+        /// Its file.
+        path: PathBuf,
+        /// Its newest migration.
+        version: i64,
+        /// The newest migration of this release.
+        known: i64,
+    },
     /// It belongs to another vault.
     #[error("the catalog {} is not that of vault {vault}; make it anew from the store with: lifeboat vault rebuild-catalog", path.display())]
     NotOurs {

@@ -1,10 +1,12 @@
 //! What operators ask for.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use lifeboat_api::{ErrorBody, Event, Point, Policy, Request, Server, Status, TakePoint};
 use lifeboat_model::DiskNumber;
-use lifeboat_transport::{ApiError, OperatorPeer, StatusCode};
+use lifeboat_transport::{ApiError, OperatorPeer, StatusCode, Stopping};
 use lifeboat_wire::agent::CommandKind;
 use lifeboat_wire::event::Severity;
 use serde::Deserialize;
@@ -139,10 +141,15 @@ struct Wait {
 async fn request(
     State(service): State<VaultService>,
     _: OperatorPeer,
+    stopping: Stopping,
     Path(request): Path<String>,
     Query(query): Query<Wait>,
 ) -> Result<Json<Request>, ApiError> {
-    Ok(Json(service.vault.request_within(&request, wait(query.wait_ms)).await?))
+    let found = tokio::select! {
+        ended = service.vault.request_within(&request, wait(query.wait_ms)) => ended,
+        () = stopping.stopped() => service.vault.request_within(&request, Duration::ZERO).await,
+    };
+    Ok(Json(found?))
 }
 
 #[derive(Deserialize, IntoParams)]

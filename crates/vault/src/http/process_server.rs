@@ -1,11 +1,13 @@
 //! What process servers ask for; see `lifeboat_wire::process_server_path`.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use lifeboat_model::{DiskNumber, ServerId};
-use lifeboat_transport::{ApiError, ProcessServerPeer, StatusCode};
+use lifeboat_transport::{ApiError, ProcessServerPeer, StatusCode, Stopping};
 use lifeboat_wire::event::Event;
 use lifeboat_wire::process_server::{
     Assignments, CommitPoint, CommitReceipt, DiskRegistration, Grant, GrantRequest, ProcessServerReport,
@@ -55,9 +57,14 @@ struct Seen {
 async fn assignments(
     State(service): State<VaultService>,
     ProcessServerPeer(name): ProcessServerPeer,
+    stopping: Stopping,
     Query(query): Query<Seen>,
 ) -> Result<Json<Assignments>, ApiError> {
-    Ok(Json(service.vault.assignments_after(&name, query.seen, wait(query.wait_ms)).await?))
+    let assignments = tokio::select! {
+        changed = service.vault.assignments_after(&name, query.seen, wait(query.wait_ms)) => changed,
+        () = stopping.stopped() => service.vault.assignments_after(&name, None, Duration::ZERO).await,
+    };
+    Ok(Json(assignments?))
 }
 
 async fn register_disk(

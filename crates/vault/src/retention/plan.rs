@@ -87,13 +87,14 @@ pub fn plan(
     let mut points = points.to_vec();
     points.sort_unstable_by_key(|point| point.number);
     let Some(newest) = points.last().copied() else { return Plan::default() };
-    let Ages { ages, silences, waiting } = ages(&points, policy, now.min(newest.time));
+    let times = plausible_times(&points);
+    let Ages { ages, silences, waiting } = ages(&points, &times, policy, now.min(newest.time));
     let mut rules = policy.retention.clone();
     rules.sort_by_key(|rule| rule.until);
 
     let mut kept = BTreeSet::new();
-    let mut best: BTreeMap<(usize, i128), Candidate> = BTreeMap::new();
-    for (point, age) in points.iter().zip(&ages) {
+    let mut best: BTreeMap<(usize, bool, i128), Candidate> = BTreeMap::new();
+    for ((point, age), time) in points.iter().zip(&ages).zip(&times) {
         let Some(place) = rules.iter().position(|rule| *age <= nanoseconds(rule)) else { continue };
         match rules[place].every.map(|every| every.duration().as_nanos()) {
             None | Some(0) => {
@@ -102,7 +103,9 @@ pub fn plan(
             Some(every) => {
                 let every = i128::try_from(every).unwrap_or(i128::MAX);
                 let bucket = point.time.as_nanosecond().div_euclid(every);
-                let chosen = best.entry((place, bucket)).or_insert(*point);
+                // Points with a wrong time take no place from those that were taken at that time.
+                let is_wrong = *time != point.time;
+                let chosen = best.entry((place, is_wrong, bucket)).or_insert(*point);
                 if rank(point) > rank(chosen) {
                     *chosen = *point;
                 }
@@ -138,11 +141,10 @@ struct Ages {
     waiting: BTreeSet<PointId>,
 }
 
-fn ages(points: &[Candidate], policy: &ReplicationPolicy, reference: Timestamp) -> Ages {
+fn ages(points: &[Candidate], times: &[Timestamp], policy: &ReplicationPolicy, reference: Timestamp) -> Ages {
     let silence_ns = SILENCE_MIN
         .as_nanos()
         .max(i128::try_from(policy.interval.duration().as_nanos() * 10).unwrap_or(i128::MAX));
-    let times = plausible_times(points);
     let newest_ns = times.last().map_or(0, |newest| newest.as_nanosecond());
     let mut found = Ages { ages: vec![0; points.len()], ..Ages::default() };
     let mut left_out_ns = 0;

@@ -52,7 +52,9 @@ impl Site {
             .unwrap()
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(NoCertificate));
-        let volumes = Arc::new(Volumes::start(Arc::clone(&vault), &settings, Arc::new(tls)).await.unwrap());
+        let tls = Arc::new(tls);
+        let volumes =
+            Arc::new(Volumes::start(Arc::clone(&vault), &settings, move || Arc::clone(&tls)).await.unwrap());
         let machines = QemuSettings::new(dir.path().join("machines"));
         let provider = Arc::new(QemuProvider::open(machines).await.unwrap());
         let jobs = Jobs::new(Arc::clone(&volumes), provider.clone(), Timestamp::now, interruption);

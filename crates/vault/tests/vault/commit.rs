@@ -136,7 +136,7 @@ async fn commit_with_clocks(vault: &Vault, epoch: u64, agent: i64, process_serve
     upload_all(vault, &tried).await.unwrap();
     let receipt = vault.commit_point(PROCESS_SERVER, &tried, at(now)).await.unwrap();
     assert_eq!(vault.commit_point(PROCESS_SERVER, &tried, at(now + 1)).await.unwrap(), receipt);
-    vault.points(SERVER, 1).await.unwrap()[0].time.as_second()
+    vault.points(SERVER, 1).await.unwrap()[0].time.as_second() - at(0).as_second()
 }
 
 #[tokio::test]
@@ -157,8 +157,9 @@ async fn clocks_that_jump_stop_no_history() {
     let rpo = vault.server(SERVER, at(1064)).await.unwrap().rpo.unwrap();
     assert_eq!(rpo.age_ms, 4000, "the age is that of the newest point by the clock that is right");
     // A point is found by its time, also beside those of the clock that was ahead.
-    for (text, epoch) in [("1970-01-01T00:17:30Z", 4), ("1970-01-01T00:17:35Z", 6), ("latest", 7)] {
-        assert_eq!(vault.find_point(SERVER, text).await.unwrap(), PointId::new(epoch), "{text}");
+    for (seconds, epoch) in [(1045, 4), (1055, 6), (2000, 7), (2 * YEAR, 7)] {
+        let text = at(seconds).to_string();
+        assert_eq!(vault.find_point(SERVER, &text).await.unwrap(), PointId::new(epoch), "{text}");
     }
     let told: Vec<_> = vault.catalog().events(Severity::Warning, None, 10).await.unwrap();
     let codes: Vec<_> = told.iter().map(|event| event.code.as_str()).collect();
@@ -381,4 +382,29 @@ async fn a_clock_that_was_set_back_is_told() {
     let fixture = fixture.reopen(None).await;
     let events = fixture.vault.catalog().events(Severity::Critical, None, 10).await.unwrap();
     assert_eq!(events.iter().map(|event| event.code.as_str()).collect::<Vec<_>>(), ["vault_clock_back"]);
+}
+
+#[tokio::test]
+async fn a_catalog_of_a_later_release_is_not_called_damaged() {
+    let fixture = Fixture::new().await;
+    let state = fixture.state();
+    let Fixture { dir: _dir, vault } = fixture;
+    vault.close().await;
+    drop(vault);
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(state.join("catalog.sqlite"));
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                 VALUES (9000, 'of a later release', TRUE, x'00', 0)";
+    sqlx::query(later).execute(&pool).await.unwrap();
+    pool.close().await;
+    let before = std::fs::read(state.join("catalog.sqlite")).unwrap();
+    let error = Vault::open(&state, None, Counted::from(1000), at(1000)).await.unwrap_err();
+    assert_eq!(error.code(), "catalog_newer");
+    let said = error.to_string();
+    assert!(
+        said.contains("later release") && said.contains("9000") && said.contains("start that release"),
+        "{said}"
+    );
+    assert!(!said.contains("rebuild"), "{said}");
+    assert_eq!(std::fs::read(state.join("catalog.sqlite")).unwrap(), before, "it is left as it is");
 }

@@ -34,6 +34,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the tests with a whole Debian server in a virtual machine, which take long.
+    TestMachine,
     /// Measure, with peers in the same run, and say whether the goals are reached.
     Bench(bench::Options),
     /// Feed the parsers of bytes from outside with what they have not seen yet.
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Up(options) => up::run(&options),
         Task::Test { arguments } => test(&arguments),
+        Task::TestMachine => test_machine(),
         Task::Bench(options) => bench::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Check => check::run(),
@@ -72,10 +75,17 @@ fn test(arguments: &[String]) -> Outcome {
     packages::need_root("the tests attach loop devices and load eBPF programs")?;
     // The end-to-end tests run the real programs, which `cargo test` alone does not always build.
     process::run("cargo", ["build", "--workspace", "--bins"])?;
-    build::static_agent()?;
     let mut words = vec!["test".to_owned(), "--workspace".to_owned()];
     words.extend_from_slice(arguments);
     process::run("cargo", words)
+}
+
+fn test_machine() -> Outcome {
+    packages::install(packages::ALL)?;
+    packages::need_root("the test makes the disk of a server")?;
+    process::run("cargo", ["build", "--workspace", "--bins"])?;
+    build::static_agent()?;
+    process::run("cargo", ["test", "--workspace", "--test", "machine", "--", "--test-threads=1"])
 }
 
 /// The root of the repository.

@@ -21,7 +21,6 @@ fn a_server_with_a_master_boot_record_starts_again_with_every_commit() {
 }
 
 #[test]
-#[ignore = "takes as long as the other: cargo xtask test --test machine -- --ignored"]
 fn a_server_with_uefi_starts_again_with_every_commit() {
     starts_again_with_every_commit(DiskLayout::Uefi);
 }

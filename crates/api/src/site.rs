@@ -43,7 +43,7 @@ pub struct ProcessServer {
     /// When it was last heard of.
     #[schema(value_type = String, format = DateTime)]
     pub heard: Timestamp,
-    /// `good`, `warning`, `critical`, `throttling` or `full`.
+    /// `good`, `warning`, `critical`, `throttling`, `full` or `read-only`.
     pub spool_state: String,
     /// Bytes of the file system that holds its spool.
     pub spool_total_bytes: u64,

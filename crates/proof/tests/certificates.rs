@@ -64,7 +64,7 @@ fn a_certificate_that_ends_is_told_before_and_a_new_one_is_taken_while_the_agent
     let authority = site.dir.join("authority");
     let server = site.json(["server", "show", "source"])["id"].clone();
 
-    issue(&site, &authority, "40s");
+    issue(&site, &authority, "60s");
     let told = await_event(&site, "certificate_ends_soon");
     assert!(
         told.contains("ends at") && told.contains("lifeboat certificate issue --for agent --server"),

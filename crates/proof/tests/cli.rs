@@ -248,6 +248,7 @@ fn damage_is_a_no_and_a_lost_catalog_comes_back_with_every_point() {
     let good = site.lifeboat(["verify", "source"]);
     assert_eq!((good.status.code(), &json(&good)["report"]["good"]), (Some(0), &Value::Bool(true)));
 
+    wait_for("the trial to tell of a point", || site.printed().contains("UTC  point ").then_some(()));
     // Rebuilt first, from an undamaged store.
     site.stop();
     let printed = site.printed();

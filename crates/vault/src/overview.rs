@@ -172,7 +172,8 @@ impl Vault {
         let rpo = newest_point.as_ref().map(|newest| {
             rpo::split(now, progress(newest, being_committed, live.as_ref()), row.policy.interval)
         });
-        let heard = live.as_ref().map_or(row.heard, ServerLive::heard);
+        // A process server that was restarted may not have heard of the agent yet.
+        let heard = live.as_ref().and_then(ServerLive::heard).or(row.heard);
         let trouble =
             agent.into_iter().flat_map(|agent| &agent.disks).find_map(|disk| disk.trouble.as_deref());
         let capture = agent.map(|agent| &agent.capture);

@@ -30,7 +30,7 @@ pub async fn run(arguments: &SiteArguments, command: JobCommand) -> Result<Answe
             } else {
                 print_job(&job)
             }
-            write_report(&job, report.as_deref())?;
+            write_report(arguments, &job, report.as_deref())?;
             Ok(Answer::Done)
         }
         JobCommand::Cancel { job, no_wait } => {
@@ -57,7 +57,7 @@ pub async fn finish(
 ) -> Result<Answer, Failure> {
     let job = if no_wait { job } else { follow(arguments, vault, &job).await? };
     tell(arguments, &job)?;
-    write_report(&job, report)?;
+    write_report(arguments, &job, report)?;
     Ok(if matches!(job.state, JobState::Failed | JobState::Cancelled) { Answer::No } else { Answer::Done })
 }
 
@@ -146,7 +146,7 @@ fn print_drill(drill: &DrillReport) {
     }
 }
 
-fn write_report(job: &Job, file: Option<&Path>) -> Result<(), Failure> {
+fn write_report(arguments: &SiteArguments, job: &Job, file: Option<&Path>) -> Result<(), Failure> {
     let Some(file) = file else { return Ok(()) };
     let Some(drill) = &job.report else {
         return Err(Failure::new(format!(
@@ -157,7 +157,9 @@ fn write_report(job: &Job, file: Option<&Path>) -> Result<(), Failure> {
     };
     std::fs::write(file, report::page(job, drill))
         .map_err(|error| Failure::new(format!("cannot write the report to {}: {error}", file.display())))?;
-    print_line(&format!("The report is in {}.", file.display()));
+    if arguments.output == Output::Text {
+        print_line(&format!("The report is in {}.", file.display()));
+    }
     Ok(())
 }
 

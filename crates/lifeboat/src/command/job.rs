@@ -17,18 +17,18 @@ pub async fn run(arguments: &SiteArguments, command: JobCommand) -> Result<Answe
         JobCommand::List { server, limit } => {
             let jobs = vault.jobs(server.as_deref(), limit).await?;
             if arguments.output == Output::Json {
-                print_json(&jobs)?
+                print_json(&jobs)?;
             } else {
-                print_jobs(&jobs)
+                print_jobs(&jobs);
             }
             Ok(Answer::Done)
         }
         JobCommand::Show { job, report } => {
             let job = vault.job(&job).await?;
             if arguments.output == Output::Json {
-                print_json(&job)?
+                print_json(&job)?;
             } else {
-                print_job(&job)
+                print_job(&job);
             }
             write_report(arguments, &job, report.as_deref())?;
             Ok(Answer::Done)

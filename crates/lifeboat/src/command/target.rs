@@ -20,9 +20,9 @@ pub async fn run(arguments: &SiteArguments, command: TargetCommand) -> Result<An
         }
     };
     if arguments.output == Output::Json {
-        print_json(&target)?
+        print_json(&target)?;
     } else {
-        print_target(&target)
+        print_target(&target);
     }
     Ok(Answer::Done)
 }

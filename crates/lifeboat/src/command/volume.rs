@@ -19,9 +19,9 @@ pub async fn run(arguments: &SiteArguments, command: VolumeCommand) -> Result<An
             let mut opened = vault.open_volume(&server, &request).await?;
             let note = reach(&site, &mut opened.disks);
             if json {
-                print_json(&opened)?
+                print_json(&opened)?;
             } else {
-                print_opened(&opened)
+                print_opened(&opened);
             }
             match note {
                 Some(note) if json => eprintln!("{}", serde_json::json!({"note": note})),

@@ -74,7 +74,7 @@ impl Site {
             match Vault::open(&state, None::<Store>, Counted::from(1000), at(1000)).await {
                 Ok(vault) => break vault,
                 Err(error) if error.to_string().contains("uses") => {
-                    tokio::time::sleep(Duration::from_millis(50)).await
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 Err(error) => panic!("{error}"),
             }

@@ -30,7 +30,7 @@ fn manifest(number: u64, files: u32) -> PointManifest {
             name: "db \"1\"\n".into(),
             registered: time,
             policy: ReplicationPolicy::default(),
-            fenced: Some(time),
+            fenced: None,
             disks: vec![DiskRow {
                 disk: DiskNumber(0),
                 path: "/dev/sda".into(),

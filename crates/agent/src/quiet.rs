@@ -146,7 +146,7 @@ mod tests {
         quiet.log(b"before\n", &mut log).unwrap();
         quiet.begin();
         quiet.log(b"while\n", &mut log).unwrap();
-        quiet.log(&[b'x'; WAITING_BYTES_MAX], &mut log).unwrap();
+        quiet.log(&vec![b'x'; WAITING_BYTES_MAX], &mut log).unwrap();
         assert_eq!(log, b"before\n");
         quiet.end(&mut log);
         quiet.log(b"after\n", &mut log).unwrap();

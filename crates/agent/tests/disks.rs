@@ -14,11 +14,6 @@ use std::time::{Duration, Instant};
 use site::Site;
 use site::disk::Block;
 
-fn run(program: &str, words: &[&str]) {
-    let done = Command::new(program).args(words).output().unwrap();
-    assert!(done.status.success(), "{program} {words:?}: {done:?}");
-}
-
 /// Past the device, and so past the tracking.
 fn write_to_file(file: &Path, bytes: &[u8], offset: u64) {
     OpenOptions::new().write(true).open(file).unwrap().write_all_at(bytes, offset).unwrap();
@@ -35,7 +30,10 @@ fn travels(site: &Site, disk: u16, block: u64, number: u64) {
 fn a_read_only_disk_is_protected_and_told_of() {
     let mut site = Site::new(&[8]);
     site.disks[0].fill(2);
-    run("blockdev", &["--setro", &site.disks[0].path]);
+    site.disks[0].detach();
+    site.disks[0].attach(&["--read-only"]);
+    let path = site.disks[0].path.clone();
+    site.name_disk(0, &path);
     site.start();
     site.until("news of it", || !site.server.messages("disk_read_only", Some(0)).is_empty());
     site.check_newest_point();
@@ -43,10 +41,6 @@ fn a_read_only_disk_is_protected_and_told_of() {
     let text = String::from_utf8(check.stdout).unwrap();
     assert!(check.status.success() && text.contains("it is read-only, so no change is expected"), "{text}");
     assert!(text.contains(&format!("the agent with process {} does it already", site.process())), "{text}");
-
-    run("blockdev", &["--setrw", &site.disks[0].path]);
-    site.disks[0].write(5, 5);
-    site.check_newest_point();
 }
 
 #[test]
@@ -224,7 +218,7 @@ fn a_disk_that_disappears_and_comes_back_is_compared_and_the_other_goes_on() {
 
     // Somebody wrote to it elsewhere.
     write_to_file(&site.disks[0].file, &Block::of(77).0, 9 * 4096);
-    site.disks[0].attach();
+    site.disks[0].attach(&[]);
     symlink(&site.disks[0].path, &link).unwrap();
     site.until("the resync", || !site.server.messages("resync_finished", Some(0)).is_empty());
     site.check_newest_point();

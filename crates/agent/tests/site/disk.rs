@@ -84,9 +84,10 @@ impl LoopDisk {
     }
 
     /// Attaches the file again, perhaps as another device.
-    pub fn attach(&mut self) {
+    pub fn attach(&mut self, options: &[&str]) {
         let made = Command::new("losetup")
             .args(["--find", "--show", "--direct-io=on"])
+            .args(options)
             .arg(&self.file)
             .output()
             .unwrap();

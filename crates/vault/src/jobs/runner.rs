@@ -18,7 +18,7 @@ impl Jobs {
     pub(super) fn work_on(self: &Arc<Self>, mut job: JobRow) {
         let order = if job.cancel { Order::Cancel } else { Order::GoOn };
         let (sender, receiver) = watch::channel(order);
-        self.at_work().insert(job.id, sender);
+        self.at_work().insert(job.id, sender.clone());
         let jobs = Arc::clone(self);
         tokio::spawn(async move {
             // The job's state is in the catalog; without it nothing may be done.
@@ -28,8 +28,17 @@ impl Jobs {
                 if *receiver.borrow() == Order::Pause {
                     break;
                 }
+                // What was not stored has not been: it goes on from what the catalog says.
+                if let Ok(stored) = jobs.row(job.id).await {
+                    job = stored;
+                }
             }
-            jobs.at_work().remove(&job.id);
+            // Whoever retried the job meanwhile works on it with a sender of its own.
+            let mut at_work = jobs.at_work();
+            if at_work.get(&job.id).is_some_and(|current| current.same_channel(&sender)) {
+                at_work.remove(&job.id);
+            }
+            drop(at_work);
             jobs.vault.changed();
         });
     }
@@ -133,9 +142,11 @@ impl Jobs {
             ended => ended,
         };
         job.ended = Some((self.clock)());
+        // The event first: who sees the end finds it too. Told twice after a crash, it counts once.
+        self.tell_end(job).await?;
         self.store(job).await?;
         tracing::info!(job = %job.id, state = ?job.state, "a job has ended");
-        self.tell_end(job).await
+        Ok(())
     }
 
     async fn tell_end(&self, job: &JobRow) -> Result<(), JobError> {

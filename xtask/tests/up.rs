@@ -22,7 +22,7 @@ impl Up {
         let printed = File::create(&log).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
         command.args(["up", "--debug", "--no-ui", "--interval", "2s", "--dir"]).arg(dir.join("trial"));
-        command.env("HOME", dir).stdin(Stdio::null());
+        command.env("XDG_CONFIG_HOME", dir).stdin(Stdio::null());
         let errors = printed.try_clone().unwrap();
         let dir = dir.to_owned();
         Self { dir, process: command.stdout(printed).stderr(errors).spawn().unwrap(), log }
@@ -96,7 +96,7 @@ fn a_demonstration_goes_on_after_it_was_killed_and_leaves_nothing_when_it_is_sto
     assert_eq!(link, Path::new("../../wal/pg"));
     // The directory that was given to `up` is one that commands take.
     let mut status = Command::new(Programs::find().lifeboat);
-    status.args(["status", "--site"]).arg(dir.path().join("trial")).env("HOME", dir.path());
+    status.args(["status", "--site"]).arg(dir.path().join("trial")).env("XDG_CONFIG_HOME", dir.path());
     assert!(status.output().unwrap().status.success());
 
     run("kill", ["-INT", &up.process.id().to_string()]);

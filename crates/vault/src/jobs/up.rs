@@ -1,10 +1,7 @@
 //! Whether a machine is up: its probes, asked again and again until all pass or its time is over.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use lifeboat_api::{Probe as WantedProbe, ProbeResult, Target};
 use lifeboat_compute::{MachineSpec, MachineStatus, Probe, Provider};
@@ -61,26 +58,20 @@ impl Probes {
         within: Duration,
         clock: fn() -> Timestamp,
     ) -> Result<Verdict, JobError> {
-        let elapsed = || Duration::try_from(clock().duration_since(since)).unwrap_or_default();
-        // Each probe goes its own pace: one that waits for an answer holds up no other.
-        let waiting: Vec<Mutex<Option<String>>> = self.probes.iter().map(|_| Mutex::default()).collect();
-        let probes = std::mem::take(&mut self.probes);
-        let looks = probes.iter().zip(&waiting).enumerate();
-        let mut passing: FuturesUnordered<_> =
-            looks.map(|(place, (probe, why))| until_passed(place, probe, why, provider, spec)).collect();
         loop {
-            let passed = tokio::select! {
-                Some(place) = passing.next() => Some(place),
-                () = tokio::time::sleep(LOOK_AGAIN) => None,
-            };
-            let elapsed = elapsed();
+            let elapsed = Duration::try_from(clock().duration_since(since)).unwrap_or_default();
             let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            if let Some(result) = passed.and_then(|place| self.results.get_mut(place)) {
-                (result.passed, result.after_ms) = (true, Some(elapsed_ms));
-            }
-            for (result, why) in self.results.iter_mut().zip(&waiting) {
-                let why = why.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                result.message = why.filter(|_| !result.passed);
+            for (probe, result) in
+                self.probes.iter().zip(&mut self.results).filter(|(_, result)| !result.passed)
+            {
+                match probe.attempt(provider, spec.id).await {
+                    Ok(Ok(())) => {
+                        (result.passed, result.after_ms, result.message) = (true, Some(elapsed_ms), None);
+                    }
+                    Ok(Err(waiting)) => result.message = Some(waiting.to_string()),
+                    // Whether the machine has ended is asked below.
+                    Err(error) => result.message = Some(error.to_string()),
+                }
             }
             let passed = |result: &ProbeResult| result.passed;
             let is_up =
@@ -94,45 +85,26 @@ impl Probes {
                 return Ok(self.verdict(false, sentence, None));
             }
             if elapsed >= within {
-                let sentence = self.too_late(within);
+                let missing: Vec<_> = self
+                    .results
+                    .iter()
+                    .filter(|result| !result.passed)
+                    .map(|result| result.probe.as_str())
+                    .collect();
+                let sentence = format!(
+                    "The machine did not come up within {} s: {}. Look at its console, or give it more time with \
+                     `lifeboat target set --up-within`.",
+                    within.as_secs(),
+                    missing.join(if self.all { ", " } else { " and " })
+                );
                 return Ok(self.verdict(false, sentence, None));
             }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
-    }
-
-    fn too_late(&self, within: Duration) -> String {
-        let missing = self.results.iter().filter(|result| !result.passed);
-        let missing: Vec<_> = missing.map(|result| result.probe.as_str()).collect();
-        format!(
-            "The machine did not come up within {} s: {}. Look at its console, or give it more time with \
-             `lifeboat target set --up-within`.",
-            within.as_secs(),
-            missing.join(if self.all { ", " } else { " and " })
-        )
     }
 
     fn verdict(self, up: bool, sentence: String, boot_ms: Option<u64>) -> Verdict {
         Verdict { up, sentence, probes: self.results, boot_ms }
-    }
-}
-
-/// Tries a probe until it passes; leaves why it has not, and gives its place.
-async fn until_passed(
-    place: usize,
-    probe: &Probe,
-    why: &Mutex<Option<String>>,
-    provider: &dyn Provider,
-    spec: &MachineSpec,
-) -> usize {
-    loop {
-        let waiting = match probe.attempt(provider, spec.id).await {
-            Ok(Ok(())) => return place,
-            Ok(Err(waiting)) => waiting.to_string(),
-            // Whether the machine has ended is asked elsewhere.
-            Err(error) => error.to_string(),
-        };
-        *why.lock().unwrap_or_else(PoisonError::into_inner) = Some(waiting);
-        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -17,8 +17,13 @@ const DATA_PATH: &[&str] = &[
 ];
 const CONTROL: &[&str] = &["lifeboat-api", "lifeboat-vault", "lifeboat-client", "lifeboat"];
 
+const FUZZ: &str = "fuzz/Cargo.toml";
+
 pub fn run() -> Outcome {
     process::run("cargo", ["fmt", "--all", "--check"])?;
+    // The targets for fuzzing are a workspace of their own, whose lock no other build looks at.
+    process::output("cargo", ["metadata", "--locked", "--format-version=1", "--manifest-path", FUZZ])
+        .map_err(|error| format!("fuzz/Cargo.lock is not what the crates need: {error}"))?;
     process::run("cargo", ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     directions()?;
     if process::output("cargo", ["deny", "--version"]).is_err() {

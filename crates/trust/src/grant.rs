@@ -93,14 +93,19 @@ impl GrantKey {
         if version != [VERSION] {
             return Err(GrantError::Malformed);
         }
-        let expires =
-            Timestamp::from_millisecond(i64::from_be_bytes(expires_ms)).map_err(|_| GrantError::Malformed)?;
+        let expires = timestamp(i64::from_be_bytes(expires_ms)).ok_or(GrantError::Malformed)?;
         if now >= expires {
             return Err(GrantError::Expired(expires));
         }
         bytes.truncate(signed);
         Ok(bytes.split_off(HEAD_BYTES))
     }
+}
+
+/// Takes the last second of time too, which `Timestamp::from_millisecond` does not.
+fn timestamp(ms: i64) -> Option<Timestamp> {
+    let nanoseconds = i32::try_from(ms % 1000).ok()? * 1_000_000;
+    Timestamp::new(ms / 1000, nanoseconds).ok()
 }
 
 impl fmt::Debug for GrantKey {
@@ -172,6 +177,15 @@ mod tests {
         }
         assert!(key.verify(&format!("{token}="), at(0)).is_err());
         assert!(key.verify(&format!("{token}AAAA"), at(0)).is_err());
+    }
+
+    #[test]
+    fn a_token_can_hold_until_the_end_of_time() {
+        let key = GrantKey::new(&[7; 32]);
+        for expires in [Timestamp::MAX, at(EXPIRES_MS)] {
+            let token = key.sign(b"disk 3", expires).unwrap();
+            assert_eq!(key.verify(&token, at(0)).as_deref(), Ok(b"disk 3".as_slice()), "{expires}");
+        }
     }
 
     #[test]

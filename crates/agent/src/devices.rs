@@ -276,6 +276,7 @@ impl Devices {
         match self.capture_round(round, &mut sink, begun) {
             Ok(mut done) => {
                 done.sent_bytes = sink.sent_bytes();
+                done.writes = self.writes();
                 self.mark = self.capture.mark();
                 match sink.finish() {
                     Ok(parts) => {
@@ -306,6 +307,12 @@ impl Devices {
         }
     }
 
+    /// Writes that were sent to each disk of the capture since its tracking began.
+    fn writes(&mut self) -> BTreeMap<DiskNumber, u64> {
+        let disks = self.capture.disks();
+        disks.iter().filter_map(|(disk, _)| Some((*disk, self.tracker(*disk)?.stats().issues))).collect()
+    }
+
     fn give_up(&mut self) {
         self.mark = None;
         self.capture.resend_unacknowledged();
@@ -324,6 +331,7 @@ impl Devices {
             before_point: Duration::ZERO,
             point: None,
             unreadable: BTreeMap::new(),
+            writes: BTreeMap::new(),
         };
         for _ in 0..PASSES_MAX {
             let pass = self.capture.precopy(sink)?;

@@ -24,5 +24,6 @@ mod link;
 mod notify;
 mod pace;
 mod recovery_copy;
+mod services;
 mod sink;
 mod unreported;

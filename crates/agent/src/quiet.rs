@@ -3,6 +3,10 @@
 //! The agent's state and its log may lie on a file system that a quiesced point freezes: directly,
 //! or because whoever reads the log writes it there. So from before the freeze until after the
 //! thaw the record is not saved, and lines of the log wait in memory.
+//!
+//! While a server stands down, file systems are held frozen for minutes and points are taken all the
+//! same. The record then stays in memory alone: that of before is on disk, and an agent that starts with
+//! it finds that the process server has more, and compares the disks.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -23,6 +27,8 @@ pub struct Quiet {
 #[derive(Debug)]
 struct State {
     frozen: bool,
+    /// It will be for long, so nobody waits for the thaw.
+    held: bool,
     saving: u32,
     lines: Vec<u8>,
     dropped: u64,
@@ -33,19 +39,37 @@ impl Quiet {
     #[must_use]
     pub fn new() -> Arc<Self> {
         let lines = Vec::with_capacity(WAITING_BYTES_MAX);
-        let state = Mutex::new(State { frozen: false, saving: 0, lines, dropped: 0 });
+        let state = Mutex::new(State { frozen: false, held: false, saving: 0, lines, dropped: 0 });
         Arc::new(Self { state, changed: Condvar::new() })
     }
 
     /// Does `save`, which writes files, when nothing is frozen; freezing waits until it is done.
-    pub fn when_thawed<T>(&self, save: impl FnOnce() -> T) -> T {
+    /// `None` without doing it while file systems are held.
+    pub fn when_thawed<T>(&self, save: impl FnOnce() -> T) -> Option<T> {
         let state = self.state();
-        let mut state =
-            self.changed.wait_while(state, |state| state.frozen).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self
+            .changed
+            .wait_while(state, |state| state.frozen && !state.held)
+            .unwrap_or_else(PoisonError::into_inner);
+        if state.held {
+            return None;
+        }
         state.saving += 1;
         drop(state);
         let _saving = Saving(self);
-        save()
+        Some(save())
+    }
+
+    /// Nobody writes any more until [`Quiet::let_go`]. Waits for who is writing.
+    pub(crate) fn hold(&self) {
+        self.begin();
+        self.state().held = true;
+        self.changed.notify_all();
+    }
+
+    /// Everybody may write again.
+    pub(crate) fn let_go(&self) {
+        self.end(&mut io::stderr());
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -61,7 +85,7 @@ impl Quiet {
 
     fn end(&self, log: &mut impl Write) {
         let mut state = self.state();
-        state.frozen = false;
+        (state.frozen, state.held) = (false, false);
         self.changed.notify_all();
         // Nobody could be told that the log cannot be written.
         let _ = log.write_all(&state.lines);
@@ -153,6 +177,19 @@ mod tests {
         let text = String::from_utf8(log).unwrap();
         let lost = "1 lines of the log were lost while file systems were frozen";
         assert_eq!(text, format!("before\nwhile\n{lost}\nafter\n"));
+    }
+
+    #[test]
+    fn nobody_waits_for_file_systems_that_are_held() {
+        let quiet = Quiet::new();
+        let mut log = Vec::new();
+        quiet.hold();
+        assert_eq!(quiet.when_thawed(|| "saved"), None);
+        quiet.log(b"while\n", &mut log).unwrap();
+        assert!(log.is_empty());
+        quiet.end(&mut log);
+        assert_eq!(log, b"while\n");
+        assert_eq!(quiet.when_thawed(|| "saved"), Some("saved"));
     }
 
     #[test]

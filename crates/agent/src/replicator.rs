@@ -13,6 +13,7 @@ use lifeboat_wire::agent::RequestResult;
 use crate::devices::Order;
 use crate::engine::{Action, Engine, Event, Job, Notice};
 use crate::quiet::Quiet;
+use crate::services::Stand;
 use crate::sink::Uplink;
 use crate::status::Status;
 
@@ -63,6 +64,7 @@ pub(crate) struct Replicator {
     pub inbox: Inbox,
     pub devices: Sender<Order>,
     pub copier: Sender<(Job, String)>,
+    pub services: Sender<Stand>,
     pub results: UnboundedSender<RequestResult>,
     /// Counts the turns of the loop, for the watchdog.
     pub turns: Arc<AtomicU64>,
@@ -96,7 +98,7 @@ impl Replicator {
         match action {
             Action::Save(record) => {
                 let save = || record.save(&self.record_file).map_err(|error| error.to_string());
-                let saved = self.quiet.when_thawed(save);
+                let saved = self.quiet.when_thawed(save).unwrap_or(Ok(()));
                 if let Err(error) = &saved {
                     tracing::error!("{error}");
                 }
@@ -123,6 +125,9 @@ impl Replicator {
                     inbox.send(Event::Described(disk, result));
                 });
             }
+            Action::StandDown(paths) => return self.services.send(Stand::Down(paths)).is_ok(),
+            Action::StandUp => return self.services.send(Stand::Up).is_ok(),
+            Action::Retire => return self.services.send(Stand::Retired).is_ok(),
             Action::Seal(seal) => {
                 let (uplink, inbox) = (Arc::clone(&self.uplink), self.inbox.clone());
                 self.uplink.runtime.spawn(async move {

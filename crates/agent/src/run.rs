@@ -35,6 +35,7 @@ use crate::quiet::Quiet;
 use crate::record::Record;
 use crate::recovery_copy;
 use crate::replicator::{Inbox, Message, Replicator};
+use crate::services::Services;
 use crate::settings::Settings;
 use crate::sink::Uplink;
 use crate::status::{Status, answer};
@@ -191,6 +192,13 @@ impl Agent {
         inbox.send(Event::Wanted(wanted(&settings.disks).disks));
         let (devices_sender, orders) = channel();
         let (copier_sender, jobs) = channel();
+        let (services_sender, stands) = channel();
+        let services = Services {
+            config: config.to_owned(),
+            quiet: Arc::clone(quiet),
+            inbox: inbox.clone(),
+            hold: None,
+        };
         let copier = Copier::new(Arc::clone(&uplink), inbox.clone(), devices_sender.clone());
         let replicator = Replicator {
             engine,
@@ -201,12 +209,15 @@ impl Agent {
             inbox: inbox.clone(),
             devices: devices_sender,
             copier: copier_sender,
+            services: services_sender,
             results: results_sender,
             turns: Arc::clone(&turns),
         };
         let devices = thread("devices", move || devices.run(&orders))?;
         let copier = thread("copier", move || copier.run(&jobs))?;
-        let replicator = thread("replicator", move || drive(replicator, &messages, devices, copier))?;
+        let services = thread("services", move || services.run(&stands))?;
+        let others = [devices, copier, services];
+        let replicator = thread("replicator", move || drive(replicator, &messages, others))?;
         tracing::info!(identity = %credentials.identity(), config = %config.display(), "the agent runs");
         Ok(Self { uplink, status, inbox, replicator, turns, results, socket })
     }
@@ -271,18 +282,14 @@ impl Agent {
     }
 }
 
-/// Runs the replicator, then lets the two other threads end: their channels close with it.
-fn drive(
-    replicator: Replicator,
-    messages: &Receiver<Message>,
-    devices: JoinHandle<()>,
-    copier: JoinHandle<()>,
-) {
+/// Runs the replicator, then lets the other threads end: their channels close with it.
+fn drive(replicator: Replicator, messages: &Receiver<Message>, others: [JoinHandle<()>; 3]) {
     let inbox = replicator.inbox.clone();
     replicator.run(messages);
     drop(inbox);
-    let _ = copier.join();
-    let _ = devices.join();
+    for thread in others {
+        let _ = thread.join();
+    }
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, RunError> {

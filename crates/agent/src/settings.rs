@@ -36,6 +36,30 @@ pub struct Settings {
     /// Memory for changed blocks, in bytes.
     #[serde(default = "default_memory_bytes")]
     pub memory_bytes: u64,
+    /// What a planned failover does to this server.
+    #[serde(default)]
+    pub planned_failover: PlannedFailover,
+}
+
+/// What a planned failover does to this server. Only what stands here is ever run, whatever the recovery
+/// site asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlannedFailover {
+    /// Stops the services: a program and its arguments; nothing is stopped when empty.
+    pub stop: Vec<String>,
+    /// Starts them again when the planned failover is given up.
+    pub start: Vec<String>,
+    /// What to do when the copy has taken over, such as powering off.
+    pub afterwards: Vec<String>,
+    /// How long each of them may take.
+    pub within: Span,
+}
+
+impl Default for PlannedFailover {
+    fn default() -> Self {
+        Self { stop: Vec::new(), start: Vec::new(), afterwards: Vec::new(), within: Span::seconds(300) }
+    }
 }
 
 fn default_credentials() -> PathBuf {
@@ -133,6 +157,22 @@ impl Settings {
         if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&freeze) {
             return Err(wrong("freeze_timeout", format!("{freeze:?} is not between 100ms and 1m")));
         }
+        let planned = &settings.planned_failover;
+        for (setting, command) in [
+            ("planned_failover.stop", &planned.stop),
+            ("planned_failover.start", &planned.start),
+            ("planned_failover.afterwards", &planned.afterwards),
+        ] {
+            if command.first().is_some_and(|program| program.trim().is_empty()) {
+                return Err(wrong(
+                    setting,
+                    "it begins with the program, as in [\"systemctl\", \"stop\", \"postgresql\"]".into(),
+                ));
+            }
+        }
+        if planned.within.duration() < Duration::from_secs(1) {
+            return Err(wrong("planned_failover.within", "give it a second at least".into()));
+        }
         if settings.memory_bytes < MEMORY_BYTES_MIN {
             return Err(wrong("memory_bytes", format!("at least {MEMORY_BYTES_MIN} bytes are needed")));
         }
@@ -223,6 +263,8 @@ mod tests {
             (&format!("{base}disks = [\"/dev/sda\", \"/dev/sda\"]"), "twice"),
             (&format!("{base}freeze_timeout = \"1h\""), "freeze_timeout"),
             (&format!("{base}memory_bytes = 5"), "memory_bytes"),
+            (&format!("{base}planned_failover.stop = [\"\"]"), "planned_failover.stop"),
+            (&format!("{base}planned_failover.within = \"0s\""), "planned_failover.within"),
             (&format!("{base}disk = []"), "unknown field `disk`"),
             (&format!("{base}disk = []"), "agent.toml"),
         ] {

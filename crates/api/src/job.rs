@@ -36,7 +36,7 @@ pub struct Job {
     pub point: Option<PointId>,
     /// Its steps, in their order.
     pub steps: Vec<JobStep>,
-    /// What a drill has shown, once it has.
+    /// What a drill has shown, or a failover whose machine did not come up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<DrillReport>,
 }
@@ -51,6 +51,8 @@ pub enum JobKind {
     CleanUp,
     /// Starts the copy that takes over from the source.
     Failover,
+    /// Stops the source after its last write, and starts the copy that takes over.
+    PlannedFailover,
     /// Starts that copy anew from another recovery point.
     ChangePoint,
     /// Makes a failover final.

@@ -29,6 +29,6 @@ mod sink;
 
 pub use capture::{Capture, CaptureOptions, CapturedPoint, Mark, Precopied};
 pub use error::{CaptureError, HotBlock, NotTaken, PointError, ReadError, Unreadable};
-pub use quiesce::{QuiesceError, QuiesceHooks, QuiesceOptions, Unfreezable, thaw_leftovers};
+pub use quiesce::{Hold, QuiesceError, QuiesceHooks, QuiesceOptions, Unfreezable, thaw_leftovers};
 pub use reader::{Copied, CopyOptions, CopyStep, DiskReader, ReaderKind, ZeroBlocks};
 pub use sink::{ChangeSink, SinkClosed};

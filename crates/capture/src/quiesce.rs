@@ -28,6 +28,7 @@
 //! any more though the watchdog never fired, someone else thawed it, perhaps before the switch.
 
 mod freeze;
+mod hold;
 mod mounts;
 
 use std::collections::BTreeSet;
@@ -35,12 +36,14 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lifeboat_model::{DiskNumber, Extent, PointKind};
 
 use self::freeze::{Watchdog, freeze, thaw};
+pub use self::hold::Hold;
 use self::mounts::{DeviceNumber, Mount, mounts_on};
 use crate::capture::{Extents, Taken};
 use crate::optimistic::{Moment, Run};
@@ -181,15 +184,15 @@ struct Freezer {
 }
 
 /// File systems are frozen while this exists.
-struct Frozen<'a> {
-    freezer: &'a Freezer,
+struct Frozen {
+    freezer: Arc<Freezer>,
     /// Which of the targets are frozen, as far as this process did it.
     frozen: Vec<bool>,
     since: Instant,
 }
 
 impl Freezer {
-    fn new(disks: &BTreeSet<DeviceNumber>, unfreezable: Unfreezable) -> Result<Self, QuiesceError> {
+    fn new(disks: &BTreeSet<DeviceNumber>, unfreezable: Unfreezable) -> Result<Arc<Self>, QuiesceError> {
         let mounts = mounts_on(disks).map_err(QuiesceError::Mounts)?;
         if mounts.is_empty() {
             return Err(QuiesceError::NoFileSystems);
@@ -201,7 +204,7 @@ impl Freezer {
         }
         let roots = targets.iter().map(|target| target.root.try_clone()).collect::<io::Result<_>>();
         let watchdog = roots.and_then(Watchdog::new).map_err(QuiesceError::Mounts)?;
-        Ok(Self { targets, watchdog, unfreezable })
+        Ok(Arc::new(Self { targets, watchdog, unfreezable }))
     }
 
     fn sync(&self) -> Result<(), QuiesceError> {
@@ -211,10 +214,10 @@ impl Freezer {
     }
 
     /// Freezes all targets, or none.
-    fn freeze(&self, frozen_max: Duration) -> Result<Frozen<'_>, QuiesceError> {
+    fn freeze(self: &Arc<Self>, frozen_max: Duration) -> Result<Frozen, QuiesceError> {
         let frozen = vec![false; self.targets.len()];
         self.watchdog.arm(frozen_max);
-        let mut frozen = Frozen { freezer: self, frozen, since: Instant::now() };
+        let mut frozen = Frozen { freezer: Arc::clone(self), frozen, since: Instant::now() };
         for (target, is_frozen) in self.targets.iter().zip(&mut frozen.frozen) {
             match freeze(&target.root) {
                 Ok(()) => *is_frozen = true,
@@ -236,7 +239,7 @@ impl Freezer {
     }
 }
 
-impl Frozen<'_> {
+impl Frozen {
     /// That everything is frozen still.
     fn check(&self) -> Result<(), QuiesceError> {
         if self.freezer.watchdog.has_fired() {
@@ -287,7 +290,7 @@ impl Frozen<'_> {
     }
 }
 
-impl Drop for Frozen<'_> {
+impl Drop for Frozen {
     fn drop(&mut self) {
         if let Err(error) = self.thaw_all() {
             tracing::warn!(%error, "thawing after a freeze that failed");
@@ -381,7 +384,7 @@ impl Capture {
         options: &QuiesceOptions,
         hooks: &mut dyn QuiesceHooks,
         clock: &dyn Fn() -> Timestamp,
-        (freezer, record): (&Freezer, &Record<'_>),
+        (freezer, record): (&Arc<Freezer>, &Record),
     ) -> Result<FreezeEnd, PointError> {
         let mut hooks = Prepared::new(hooks)?;
         for _ in 0..SYNCS_MAX {
@@ -408,7 +411,7 @@ impl Capture {
         options: &QuiesceOptions,
         hooks: &mut Prepared<'_>,
         clock: &dyn Fn() -> Timestamp,
-        freezer: &Freezer,
+        freezer: &Arc<Freezer>,
     ) -> Result<FreezeEnd, PointError> {
         let frozen = freezer.freeze(options.frozen_max)?;
         let not_frozen = frozen.not_frozen();
@@ -475,15 +478,15 @@ impl Drop for Prepared<'_> {
 
 /// What is frozen while it is: the boot's id and the mount points, each ended by a zero byte,
 /// and a last word that shows that all of it was written.
-struct Record<'a> {
-    path: &'a Path,
+struct Record {
+    path: PathBuf,
     content: Vec<u8>,
 }
 
 const RECORD_END: &[u8] = b"end";
 
-impl<'a> Record<'a> {
-    fn new(path: &'a Path, targets: &[Target]) -> Self {
+impl Record {
+    fn new(path: &Path, targets: &[Target]) -> Self {
         let mut content = boot_id().into_bytes();
         content.push(0);
         for target in targets {
@@ -491,12 +494,12 @@ impl<'a> Record<'a> {
             content.push(0);
         }
         content.extend_from_slice(RECORD_END);
-        Self { path, content }
+        Self { path: path.to_owned(), content }
     }
 
     fn write(&self) -> Result<(), QuiesceError> {
         let write = || {
-            let mut file = File::create(self.path)?;
+            let mut file = File::create(&self.path)?;
             file.write_all(&self.content)?;
             file.sync_all()?;
             let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -507,7 +510,7 @@ impl<'a> Record<'a> {
 
     /// A record that stays behind only makes the next start try to thaw what is not frozen.
     fn remove(&self) {
-        if let Err(error) = fs::remove_file(self.path) {
+        if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the record of a freeze");
         }
     }

@@ -158,6 +158,12 @@ impl Vault {
         Ok(self.client.post(&of_server(server, "/failover"), failover).await?)
     }
 
+    /// Has the source stop after its last write, and starts the copy that takes over.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn planned_failover(&self, server: &str) -> Result<Job> {
+        Ok(self.client.call(Method::POST, &of_server(server, "/failover/planned")).send().await?)
+    }
+
     /// Starts that copy anew from another point.
     #[allow(clippy::missing_errors_doc)]
     pub async fn change_point(&self, server: &str, change: &ChangePoint) -> Result<Job> {

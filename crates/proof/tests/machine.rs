@@ -1,12 +1,12 @@
-//! A real Debian server, protected by an agent inside, loses its power and starts again elsewhere
-//! from its newest recovery point.
+//! The whole way of a real Debian server with an agent inside: a drill beside it, the loss of its power,
+//! failover, another point, commit, and its return.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_proof::{
-    Acknowledged, DiskLayout, HOST_ADDRESS, MACHINE_DISK, NumberedCommits, Reach, ServerDisk, Site,
+    Acknowledged, DiskLayout, HOST_ADDRESS, MACHINE_DISK, NumberedCommits, Reach, ServerDisk, Site, Ssh,
     VirtualMachine, install_agent, scratch, wait_within,
 };
 use serde_json::Value;
@@ -16,16 +16,16 @@ const LIMIT: Duration = Duration::from_secs(1200);
 const POINTS_UNDER_LOAD: usize = 3;
 
 #[test]
-fn a_server_with_a_master_boot_record_starts_again_with_every_commit() {
-    starts_again_with_every_commit(DiskLayout::Bios);
+fn a_server_with_a_master_boot_record_goes_the_whole_way() {
+    goes_the_whole_way(DiskLayout::Bios);
 }
 
 #[test]
-fn a_server_with_uefi_starts_again_with_every_commit() {
-    starts_again_with_every_commit(DiskLayout::Uefi);
+fn a_server_with_uefi_goes_the_whole_way() {
+    goes_the_whole_way(DiskLayout::Uefi);
 }
 
-fn starts_again_with_every_commit(layout: DiskLayout) {
+fn goes_the_whole_way(layout: DiskLayout) {
     let home = tempfile::Builder::new().prefix("lifeboat-server-").tempdir_in(scratch()).unwrap();
     let disk = ServerDisk::in_dir(home.path(), layout);
     let site = Site::start_for_remote_agent(HOST_ADDRESS, MACHINE_DISK, "5s");
@@ -33,27 +33,114 @@ fn starts_again_with_every_commit(layout: DiskLayout) {
     server.await_login();
     install_agent(&server.ssh, &site.remote_agent_dir());
     wait_within(LIMIT, "the first point", || (!points(&site).is_empty()).then_some(()));
+    let firmware = if layout == DiskLayout::Uefi { "uefi" } else { "bios" };
+    site.json(["target", "set", "source", "--firmware", firmware, "--memory", "1024", "--up-within", "20m"]);
+    site.json(["target", "set", "source", "--probe", "console=source login:", "--probe", "ssh=22"]);
 
     let commits = NumberedCommits::start(&server.ssh, Duration::ZERO);
-    let before = points(&site).len();
-    wait_within(LIMIT, "points under load", || {
-        (points(&site).len() >= before + POINTS_UNDER_LOAD).then_some(())
+    await_more_points(&site);
+    let older = points(&site)[0].clone();
+    let commits_before = newest_number(&commits);
+    wait_within(LIMIT, "commits after that point", || {
+        (newest_number(&commits) > commits_before + 20).then_some(())
     });
+    drill(&site, &disk, &commits);
+
     site.await_point_taken("a last point");
     server.cut_power();
     let acknowledged = commits.stop();
+    let before = ids(&site);
+    let failover = job(&site, &["failover", "run", "source", "--point", "latest"]);
+    let copy = copy_of(&site, &disk);
+    await_database(&copy);
+    let (point, all) = (point_of(&site, &failover), NumberedCommits::count(&copy));
+    assert_has(all, &acknowledged, point["time"].as_str().unwrap());
 
-    let newest = points(&site)[0].clone();
-    let opened = site.json(["volume", "open", "source", "--point", newest["id"].as_str().unwrap()]);
-    let uri = opened["disks"][0]["nbd_uri"].as_str().unwrap();
-    let copy = VirtualMachine::start_from(uri, &disk, Reach::Nobody);
-    copy.await_login();
-    wait_within(LIMIT, "PostgreSQL to recover", || {
-        copy.ssh.attempt("pg_isready --quiet").status.success().then_some(())
+    let id = older["id"].as_str().unwrap();
+    job(&site, &["failover", "change-point", "source", "--point", id]);
+    let copy = copy_of(&site, &disk);
+    await_database(&copy);
+    let some = NumberedCommits::count(&copy);
+    assert_has(some, &acknowledged, older["time"].as_str().unwrap());
+    assert!(some < all, "the older point has {some} commits, the newest {all}");
+    job(&site, &["failover", "commit", "source"]);
+    copy.run("psql --no-psqlrc --username=postgres --command 'insert into numbered values (1000000000)'");
+    the_source_returns(&site, &disk, &before);
+    let machine = site.json(["machine", "show", "source"]);
+    assert_eq!(machine["state"], "running", "{machine}");
+}
+
+/// A copy beside the server: isolated, whole, and without an agent that sends. Nothing of it is left.
+fn drill(site: &Site, disk: &ServerDisk, commits: &NumberedCommits) {
+    let drill = job(site, &["failover", "test", "source", "--keep"]);
+    assert_eq!(drill["report"]["up"], true, "{drill}");
+    let copy = copy_of(site, disk);
+    await_database(&copy);
+    let point = point_of(site, &drill);
+    assert_has(NumberedCommits::count(&copy), &commits.acknowledged(), point["time"].as_str().unwrap());
+    let reached = copy.attempt(&format!("timeout 5 bash -c 'exec 3<>/dev/tcp/{HOST_ADDRESS}/9443'"));
+    assert!(!reached.status.success(), "a packet left the drill's network");
+    let log = copy.run("journalctl --boot --unit lifeboat-agent --no-pager");
+    assert!(log.contains("sends nothing"), "{log}");
+    // Replication went on, and goes on beside the copy.
+    await_more_points(site);
+    job(site, &["failover", "cleanup", "source", "--note", "commits are all there"]);
+    assert_eq!(site.json(["machine", "list"]), Value::Array(Vec::new()));
+    assert_eq!(site.json(["volume", "list"]), Value::Array(Vec::new()));
+    assert_eq!(site.json(["server", "show", "source"])["state"], "protected");
+}
+
+/// The source comes back with its own disk: it is told that it is fenced, and its workload goes on.
+fn the_source_returns(site: &Site, disk: &ServerDisk, before: &[String]) {
+    let returned = VirtualMachine::start(disk, Reach::Host);
+    returned.await_login();
+    await_database(&returned.ssh);
+    wait_within(LIMIT, "the agent to be told that the server has failed over", || {
+        let output = returned.ssh.attempt("lifeboat-agent status --output json");
+        let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+        let reason = status["capture"]["reason"].as_str()?;
+        reason.contains("failed over").then_some(())
     });
-    assert_has(NumberedCommits::count(&copy.ssh), &acknowledged, newest["time"].as_str().unwrap());
-    copy.cut_power();
-    site.json(["volume", "close", opened["volume"].as_str().unwrap()]);
+    let commits = NumberedCommits::start(&returned.ssh, Duration::ZERO);
+    wait_within(LIMIT, "commits on the returned source", || {
+        (commits.acknowledged().len() > 10).then_some(())
+    });
+    commits.stop();
+    assert_eq!(ids(site), before, "nothing of it became a point");
+    returned.cut_power();
+}
+
+/// Runs a command whose job must be done; answers the job.
+fn job(site: &Site, words: &[&str]) -> Value {
+    let job = site.json(words);
+    assert_eq!(job["state"], "done", "{job}");
+    job
+}
+
+/// The way to the machine's SSH.
+fn copy_of(site: &Site, disk: &ServerDisk) -> Ssh {
+    let machine = site.json(["machine", "show", "source"]);
+    let forwards = machine["forwards"].as_array().unwrap();
+    let forward = forwards.iter().find(|forward| forward["to"] == 22);
+    let port = forward.and_then(|forward| forward["port"].as_u64()).unwrap();
+    Ssh { port: u16::try_from(port).unwrap(), key: disk.key.clone(), known_hosts: disk.known_hosts.clone() }
+}
+
+fn await_database(ssh: &Ssh) {
+    wait_within(LIMIT, "PostgreSQL to recover", || {
+        ssh.attempt("pg_isready --quiet").status.success().then_some(())
+    });
+}
+
+fn await_more_points(site: &Site) {
+    let before = points(site).len();
+    wait_within(LIMIT, "points under load", || {
+        (points(site).len() >= before + POINTS_UNDER_LOAD).then_some(())
+    });
+}
+
+fn newest_number(commits: &NumberedCommits) -> u64 {
+    commits.acknowledged().last().map_or(0, |commit| commit.number)
 }
 
 /// Fails unless a copy with the commits 1 to `count` has all that were acknowledged before `time`.
@@ -65,6 +152,15 @@ fn assert_has(count: u64, acknowledged: &[Acknowledged], time: &str) {
     assert!(count >= wanted, "commit {wanted} was acknowledged before the point, but it ends at {count}");
     let newest = acknowledged.last().unwrap().number;
     assert!(count <= newest + 1, "the copy has {count} commits, but the server made only {newest}");
+}
+
+/// The recovery point that a job has used.
+fn point_of(site: &Site, job: &Value) -> Value {
+    points(site).into_iter().find(|point| point["id"] == job["point"]).unwrap()
+}
+
+fn ids(site: &Site) -> Vec<String> {
+    points(site).iter().map(|point| point["id"].as_str().unwrap().to_owned()).collect()
 }
 
 /// The points of the server, newest first; none while the vault does not know it.

@@ -268,6 +268,9 @@ impl Agent {
             | Action::Collected(_)
             | Action::CollectEnd
             | Action::PutBack(..)
+            | Action::StandDown(_)
+            | Action::StandUp
+            | Action::Retire
             | Action::Result(_) => {
                 return;
             }
@@ -339,6 +342,7 @@ impl Agent {
             before_point: Duration::from_millis(line.random.random_range(0..300)),
             point: None,
             unreadable: BTreeMap::new(),
+            writes: BTreeMap::new(),
         };
         let mut open = round.open.clone();
         let mut messages: Vec<Vec<Vec<u8>>> = vec![Vec::new(); open.len()];

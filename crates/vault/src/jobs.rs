@@ -8,8 +8,8 @@
 //! - A vault that starts goes on with the step that was being done, from its beginning.
 //! - Two jobs never work on one server: the second joins the first, if both ask for the same, or
 //!   is refused with the reason.
-//! - A step that fails stops the job. A drill is rolled back then by itself; everything else stands
-//!   where it is, and is retried from there or cancelled by an operator.
+//! - A step that fails stops the job. Drills and planned failovers are rolled back then by themselves;
+//!   everything else stands where it is, and is retried from there or cancelled by an operator.
 //! - Cancelling undoes the steps that were begun, the last one first. From its point of no return
 //!   on ([`JobRequest::point_of_no_return`]) a job cannot be cancelled.
 //!
@@ -18,6 +18,7 @@
 mod conflicts;
 mod request;
 mod runner;
+mod source;
 mod steps;
 mod up;
 mod views;
@@ -57,6 +58,9 @@ pub enum JobError {
     /// The machine did not come up.
     #[error("{0}")]
     NotUp(String),
+    /// The source does not do its part of a planned failover.
+    #[error("{0}")]
+    Source(String),
     /// Somebody wants the job to end, or the vault stops.
     #[error("it was interrupted")]
     Interrupted,

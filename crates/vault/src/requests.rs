@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_api::{Request, RequestState, VerifyKind, VerifyReport};
 use lifeboat_model::{PointId, ServerId};
-use lifeboat_wire::agent::{Assignment, Command, CommandKind, Comparison, Outcome};
+use lifeboat_wire::agent::{Assignment, Command, CommandKind, Comparison, LastWrite, Outcome};
 use lifeboat_wire::event::{Event, Severity};
 use lifeboat_wire::process_server::{Assignments, ServerResult};
 
@@ -50,6 +50,9 @@ impl Vault {
             CommandKind::TakePoint { .. } => "take-point",
             CommandKind::Compare => "compare",
             CommandKind::Resync => "resync",
+            CommandKind::StandDown => "stand-down",
+            CommandKind::StandUp => "stand-up",
+            CommandKind::Retire => "retire",
         };
         let row = self.new_request(server, kind, Some(command), now)?;
         self.catalog.put_request(&row).await?;
@@ -90,6 +93,27 @@ impl Vault {
     pub async fn update_request(&self, row: &RequestRow) -> Result<(), VaultError> {
         self.catalog.put_request(row).await?;
         self.changed();
+        Ok(())
+    }
+
+    /// Takes a request back, if it has not ended: no agent is told of it any more.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn withdraw(
+        &self,
+        server: ServerId,
+        command: &CommandKind,
+        now: Timestamp,
+    ) -> Result<(), VaultError> {
+        let lock = self.server_lock(server);
+        let _guard = lock.lock().await;
+        for mut row in self.catalog.running_requests().await? {
+            if row.server == server && row.command.as_ref() == Some(command) {
+                end(&mut row, RequestState::Failed, Some("It was taken back.".to_owned()), now);
+                self.update_request(&row).await?;
+            }
+        }
         Ok(())
     }
 
@@ -153,6 +177,14 @@ impl Vault {
                 row.point = Some(*point);
                 if self.catalog.point(*point).await?.is_some() {
                     end(&mut row, RequestState::Done, None, now);
+                }
+            }
+            Outcome::StoodDown { point, disks } => {
+                row.point = Some(*point);
+                row.message = Some(nothing_lost(disks));
+                if self.catalog.point(*point).await?.is_some() {
+                    let message = row.message.take();
+                    end(&mut row, RequestState::Done, message, now);
                 }
             }
             Outcome::Compared { point, disks } => self.take_comparison(&mut row, *point, disks, now).await?,
@@ -281,6 +313,17 @@ impl Vault {
             }
         }
     }
+}
+
+/// What shows that no write is lost, in numbers.
+fn nothing_lost(disks: &[LastWrite]) -> String {
+    let disk = |last: &LastWrite| {
+        format!(
+            "disk {} had {} writes by the end of epoch {} and none since",
+            last.disk, last.writes, last.epoch
+        )
+    };
+    format!("No write is lost: {}.", disks.iter().map(disk).collect::<Vec<_>>().join(", "))
 }
 
 fn end(row: &mut RequestRow, state: RequestState, message: Option<String>, now: Timestamp) {

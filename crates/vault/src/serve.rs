@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use lifeboat_compute::{ComputeError, QemuProvider, QemuSettings};
+use lifeboat_compute::{ComputeError, Provider, QemuProvider, QemuSettings};
 use lifeboat_transport::{Listener, ListenerSettings, ServeError as ListenError, ServerTls};
 use lifeboat_trust::{ClientCertificates, Credentials, Identity, TrustError};
 use lifeboat_wire::event::{Event, Severity};
@@ -134,8 +134,9 @@ impl RunningVault {
         let directory =
             settings.machines.directory.clone().unwrap_or_else(|| settings.state.join("machines"));
         let machines = QemuSettings::new(directory);
-        let provider = QemuProvider::open(machines).await?;
-        let jobs = Jobs::new(Arc::clone(&volumes), Arc::new(provider), Timestamp::now, Arc::new(()));
+        let provider = Arc::new(QemuProvider::open(machines).await?);
+        look_at(Arc::clone(&provider) as Arc<dyn Provider>);
+        let jobs = Jobs::new(Arc::clone(&volumes), provider, Timestamp::now, Arc::new(()));
         let service = VaultService { vault, volumes, jobs, revoked, clock: Timestamp::now };
         Ok(Self { settings, service, tls: Arc::new(tls), nbd_tls, listener })
     }
@@ -211,6 +212,15 @@ async fn open_or_create(state: &Path, store: Option<Store>, now: Timestamp) -> R
         }
         opened => Ok(opened?),
     }
+}
+
+/// Finds out what the hypervisor can do before somebody needs it: a failover should not wait for that.
+fn look_at(provider: Arc<dyn Provider>) {
+    tokio::spawn(async move {
+        if let Err(error) = provider.capabilities().await {
+            tracing::warn!(%error, "no server can be started at this recovery site");
+        }
+    });
 }
 
 fn started_event(now: Timestamp) -> Event {

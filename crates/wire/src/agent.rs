@@ -210,6 +210,13 @@ pub enum CommandKind {
     Compare,
     /// Compare and mend: a resync of all disks.
     Resync,
+    /// A planned failover begins: stop the services as the settings say, hold the file systems still,
+    /// and take the last point after the last write.
+    StandDown,
+    /// It is given up: let the file systems go and start the services.
+    StandUp,
+    /// It has succeeded: let the file systems go, and do what the settings say for then.
+    Retire,
 }
 
 /// A command with the id by which its result is reported.
@@ -257,6 +264,17 @@ pub struct Comparison {
     pub changed_blocks: u64,
 }
 
+/// That a disk has no write after a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastWrite {
+    /// The disk.
+    pub disk: DiskNumber,
+    /// The epoch that the point ended; the next one is empty.
+    pub epoch: Epoch,
+    /// Writes that were sent to the device since its tracking began, at the point and ever since.
+    pub writes: u64,
+}
+
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case")]
@@ -265,6 +283,13 @@ pub enum Outcome {
     PointTaken {
         /// The new point.
         point: PointId,
+    },
+    /// The server stands down, and this is the point after its last write.
+    StoodDown {
+        /// The last point, captured and sealed.
+        point: PointId,
+        /// One entry a disk.
+        disks: Vec<LastWrite>,
     },
     /// The comparison ended.
     Compared {

@@ -50,6 +50,14 @@ pub(super) struct Purpose {
     pub filesystem: bool,
     /// Disks are compared with this point.
     pub collect: bool,
+    /// It shows whether anything was written after the last point of a server that stands down.
+    pub check: bool,
+}
+
+impl Purpose {
+    const fn without_collecting(self) -> Self {
+        Self { collect: false, ..self }
+    }
 }
 
 /// A point on its way to the process server.
@@ -116,13 +124,16 @@ impl Schedule {
         self.filesystem_due.is_some_and(|at| now >= at)
     }
 
-    /// The next point is due at a fixed rate, leaving out those that are late.
+    /// The next point is due at a fixed rate, leaving out those that are late. One that was asked for puts
+    /// none off.
     fn advance(&mut self, purpose: &Purpose, now: Duration) {
         if purpose.filesystem {
             self.filesystem_due =
                 self.filesystem_interval.map(|interval| next_after(self.filesystem_due, interval, now));
         }
-        self.due = Some(next_after(self.due, self.interval, now));
+        if purpose.asked.is_none() || self.due.is_none_or(|due| due <= now) {
+            self.due = Some(next_after(self.due, self.interval, now));
+        }
     }
 }
 
@@ -190,25 +201,33 @@ impl Engine {
     fn next_purpose(&mut self, now: Duration) -> Option<Purpose> {
         let points = self.no_points_because().is_none();
         let collect = self.compare_waits_for_point();
-        let purpose = |way, asked, filesystem| Purpose { way, asked, filesystem, collect };
+        let purpose = |way, asked, filesystem| Purpose { way, asked, filesystem, collect, check: false };
+        if self.stand_down_wants_check() {
+            return Some(Purpose { way: None, asked: None, filesystem: false, collect: false, check: true });
+        }
+        if self.is_at_rest() {
+            return None;
+        }
         if points && let Some(asked) = self.schedule.asked.pop_front() {
             let way = if asked.1 == PointKind::Crash { self.crash_way() } else { Way::Quiesced };
             return Some(purpose(Some(way), Some(asked), false));
         }
-        if points && self.schedule.filesystem_is_due(now) {
+        if points && self.schedule.filesystem_is_due(now) && self.stand_down.is_none() {
             return Some(purpose(Some(Way::Quiesced), None, true));
         }
         if points && (self.schedule.is_due(now) || self.compare_wants_point()) {
             return Some(purpose(Some(self.crash_way()), None, false));
         }
         if self.compare_wants_round() || (!points && self.schedule.is_due(now)) {
-            return Some(Purpose { way: None, asked: None, filesystem: false, collect: false });
+            return Some(purpose(None, None, false).without_collecting());
         }
         None
     }
 
     fn crash_way(&self) -> Way {
-        if self.schedule.quiesced_left > 0 { Way::QuiescedIfPossible } else { Way::Optimistic }
+        // What is held already cannot be frozen, and need not be.
+        let freeze = self.schedule.quiesced_left > 0 && self.stand_down.is_none();
+        if freeze { Way::QuiescedIfPossible } else { Way::Optimistic }
     }
 
     pub(super) fn round_ended(&mut self, end: RoundEnd, now: Duration) {
@@ -253,6 +272,11 @@ impl Engine {
         self.note_behind(done.more);
         self.schedule.lead = done.before_point + done.before_point / 4;
         self.note_unreadable(&done.unreadable);
+        if purpose.check {
+            self.checked(&done);
+            self.flow = Flow::Acknowledge(None);
+            return;
+        }
         let mut sealing = None;
         match done.point {
             _ if done.more => self.again_later(purpose),
@@ -273,6 +297,7 @@ impl Engine {
             Some(Ok(captured)) => {
                 self.compare_had_point(true);
                 self.schedule.advance(&purpose, now);
+                self.note_writes(&purpose, &done.writes);
                 sealing = self.captured(&captured, purpose);
             }
             Some(Err(failure)) => {
@@ -338,7 +363,7 @@ impl Engine {
         let seal = SealPoint {
             point,
             time: captured.time,
-            kind: captured.kind,
+            kind: if self.is_clean() { PointKind::Filesystem } else { captured.kind },
             disks,
             removed: self.removed_disks(),
             capture: captured.figures.clone(),
@@ -434,8 +459,10 @@ impl Engine {
                 self.reached();
                 let point = sealing.seal.point;
                 self.compare_point_sealed(point, sealing.purpose.collect);
-                if let Some((request, _)) = sealing.purpose.asked {
-                    self.finish_request(request, Outcome::PointTaken { point });
+                match sealing.purpose.asked {
+                    Some((request, _)) if self.is_last_point(request) => self.check_last(&sealing.seal),
+                    Some((request, _)) => self.finish_request(request, Outcome::PointTaken { point }),
+                    None => {}
                 }
             }
             Err(failure @ Failure::Away(_)) => {

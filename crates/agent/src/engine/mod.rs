@@ -24,6 +24,7 @@ mod flow;
 mod report;
 #[cfg(test)]
 mod simulation;
+mod stand_down;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,7 @@ use crate::record::Record;
 use compare::Compare;
 use disk::{Disk, Link, Open};
 use flow::{Flow, Schedule};
+use stand_down::StandDown;
 
 pub use copy::{CopyJob, CopyStep, Job};
 pub use report::Summary;
@@ -137,6 +139,14 @@ pub enum Event {
     Sealed(Result<PointId, Failure>),
     /// Something about a disk that was not asked for.
     Problem(DiskNumber, DiskProblem),
+    /// [`Action::StandDown`] ended; true when all file systems are clean.
+    StoodDown(Result<bool, String>),
+    /// [`Action::StandUp`] ended.
+    StoodUp(Result<(), String>),
+    /// [`Action::Retire`] ended.
+    Retired(Result<(), String>),
+    /// File systems are not held any more: one sentence.
+    HoldLost(String),
     /// The process server says what to do.
     Assignment(Box<Assignment>),
     /// It could not be asked: one sentence.
@@ -179,6 +189,12 @@ pub enum Action {
     Copier(Job),
     /// Seal the point.
     Seal(SealPoint),
+    /// Stop the services and hold the file systems on these disks.
+    StandDown(Vec<String>),
+    /// Let the file systems go and start the services.
+    StandUp,
+    /// Let the file systems go; the copy has taken over.
+    Retire,
     /// Post the result of a command.
     Result(RequestResult),
     /// Tell the operator.
@@ -272,6 +288,8 @@ pub struct RoundDone {
     pub point: Option<Result<CapturedPoint, PointFailure>>,
     /// What could not be read: by disk, in a few words where.
     pub unreadable: BTreeMap<DiskNumber, String>,
+    /// Writes that were sent to each disk since its tracking began.
+    pub writes: BTreeMap<DiskNumber, u64>,
 }
 
 /// Why no point was taken, though nothing was lost.
@@ -302,6 +320,7 @@ pub struct Engine {
     assignment: Option<Assignment>,
     done_requests: VecDeque<u64>,
     begun_requests: BTreeSet<u64>,
+    stand_down: Option<StandDown>,
     reach: Reach,
 }
 
@@ -335,6 +354,7 @@ impl Engine {
             assignment: None,
             done_requests: VecDeque::new(),
             begun_requests: BTreeSet::new(),
+            stand_down: None,
             reach: Reach::default(),
         };
         engine.doubt_what_was_being_attached();
@@ -357,6 +377,9 @@ impl Engine {
             Event::Copier(disk, step) => self.copier_ended(disk, step, now),
             Event::Sealed(result) => self.sealed(result, now),
             Event::Problem(disk, problem) => self.problem(disk, problem),
+            Event::StoodDown(result) => self.stood_down(result),
+            Event::StoodUp(result) | Event::Retired(result) => self.stands_again(result),
+            Event::HoldLost(why) => self.hold_lost(&why),
             Event::Assignment(assignment) => self.assigned(*assignment, now),
             Event::NoAssignment(why) => {
                 // Later on, the requests that matter say it.
@@ -454,6 +477,9 @@ impl Engine {
                 CommandKind::TakePoint { kind } => self.take_point(command.request, kind),
                 CommandKind::Compare => self.begin_compare(command.request),
                 CommandKind::Resync => self.begin_resync(command.request),
+                CommandKind::StandDown => self.begin_stand_down(command.request),
+                CommandKind::StandUp => self.end_stand_down(command.request, Action::StandUp),
+                CommandKind::Retire => self.end_stand_down(command.request, Action::Retire),
             }
         }
     }
@@ -485,6 +511,9 @@ impl Engine {
     }
 
     fn finish_request(&mut self, request: u64, outcome: Outcome) {
+        if matches!(outcome, Outcome::Failed { .. }) {
+            self.give_up_stand_down(request);
+        }
         self.begun_requests.remove(&request);
         self.done_requests.push_back(request);
         while self.done_requests.len() > DONE_REQUESTS_MAX {

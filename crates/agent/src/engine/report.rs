@@ -37,6 +37,11 @@ impl Engine {
         {
             return CaptureMode::Stalled { reason };
         }
+        if self.is_at_rest() {
+            let reason = "The server stands down for a planned failover: its services are stopped, its file systems \
+                          are held, and its last point is taken.";
+            return CaptureMode::Stalled { reason: reason.into() };
+        }
         if let Some(error) = self.reach.error.as_ref().filter(|_| self.reach.told) {
             let reason = format!("Nothing can be sent: {error}. Look at the process server and the network.");
             return CaptureMode::Stalled { reason };

@@ -259,6 +259,9 @@ impl World {
             | Action::CollectEnd
             | Action::PutBack(..)
             | Action::Result(_)
+            | Action::StandDown(_)
+            | Action::StandUp
+            | Action::Retire
             | Action::Tell(_) => return,
         };
         self.news.push_back(news);
@@ -340,6 +343,7 @@ impl World {
             before_point: Duration::ZERO,
             point: None,
             unreadable: BTreeMap::new(),
+            writes: BTreeMap::new(),
         };
         for open in &round.open {
             let pins = &mut self.pins[usize::from(open.disk.0)];

@@ -79,6 +79,12 @@ struct Bench {
     differs: Option<Differs>,
     joined: BTreeSet<DiskNumber>,
     untracked: Vec<DiskNumber>,
+    /// What was done to the services.
+    stood: Vec<&'static str>,
+    /// Whether they can be stopped.
+    stop_fails: bool,
+    /// File systems are held: nothing is written but so many times.
+    held: Option<u32>,
 }
 
 /// A block that differs from the point that the disk is compared with.
@@ -108,6 +114,9 @@ impl Bench {
             differs: None,
             joined: BTreeSet::new(),
             untracked: Vec::new(),
+            stood: Vec::new(),
+            stop_fails: false,
+            held: None,
         };
         let disk = WantedDisk { path: "/dev/a".into(), identity: Some("serial of /dev/a".into()) };
         bench.engine.apply(Event::Wanted(vec![disk]), bench.now);
@@ -182,13 +191,18 @@ impl Bench {
             Action::Round(round) => {
                 let point = round.point.as_ref().map(|order| self.point(order));
                 let parts = round.open.iter().map(|open| (open.disk, open.part + 1)).collect();
+                let is_written = self.held != Some(0);
+                if let Some(left) = self.held.as_mut().filter(|_| round.point.is_none()) {
+                    *left = left.saturating_sub(1);
+                }
                 Event::Round(RoundEnd::Done(RoundDone {
-                    parts,
-                    sent_bytes: 4096,
+                    parts: if is_written { parts } else { Vec::new() },
+                    sent_bytes: if is_written { 4096 } else { 0 },
                     more: false,
                     before_point: Duration::from_millis(10),
                     point,
                     unreadable: BTreeMap::new(),
+                    writes: BTreeMap::new(),
                 }))
             }
             Action::Acknowledge => Event::Acknowledged,
@@ -202,6 +216,22 @@ impl Bench {
                 let point = seal.point;
                 self.seals.push(seal);
                 Event::Sealed(Ok(point))
+            }
+            Action::StandDown(disks) => {
+                assert_eq!(disks, ["/dev/a"]);
+                self.stood.push("down");
+                let failed = || Err("the service will not stop".to_owned());
+                Event::StoodDown(if self.stop_fails { failed() } else { Ok(true) })
+            }
+            Action::StandUp => {
+                self.stood.push("up");
+                self.held = None;
+                Event::StoodUp(Ok(()))
+            }
+            Action::Retire => {
+                self.stood.push("retired");
+                self.held = None;
+                Event::Retired(Ok(()))
             }
             Action::Tell(notice) => {
                 self.told.push(notice.code);
@@ -319,6 +349,19 @@ fn a_filesystem_point_is_taken_when_the_policy_or_an_operator_asks() {
     assert!(matches!(taken(1), Some(Outcome::PointTaken { .. })));
     assert!(matches!(taken(2), Some(Outcome::Failed { message }) if message.contains("adapters")));
     assert!(matches!(taken(3), Some(Outcome::PointTaken { .. })));
+}
+
+#[test]
+fn points_that_are_asked_for_do_not_put_off_those_that_are_due() {
+    let mut bench = Bench::new(policy());
+    bench.wait(12);
+    for request in 1..=20 {
+        let kind = CommandKind::TakePoint { kind: PointKind::Crash };
+        bench.assign(policy(), request, vec![Command { request, kind }]);
+    }
+    let before = bench.seals.len();
+    bench.wait(10);
+    assert_eq!(bench.seals.len(), before + 2);
 }
 
 #[test]
@@ -455,4 +498,69 @@ fn a_comparison_waits_for_points_and_ends_when_replication_does() {
         "{:?}",
         bench.results
     );
+}
+
+fn stand(request: u64, kind: CommandKind) -> Vec<Command> {
+    vec![Command { request, kind }]
+}
+
+#[test]
+fn a_server_that_stands_down_rests_after_its_last_point_until_it_is_told_to_go_on() {
+    let mut bench = Bench::new(policy());
+    bench.wait(12);
+    // Two more writes come in: each is followed by a later point.
+    bench.held = Some(2);
+    let before = bench.seals.len();
+    bench.assign(policy(), 2, stand(1, CommandKind::StandDown));
+    assert_eq!(bench.stood, ["down"]);
+    assert_eq!(bench.seals.len(), before + 3);
+    let last = bench.seals.last().unwrap().clone();
+    assert_eq!(last.kind, PointKind::Filesystem);
+    let Some((1, Outcome::StoodDown { point, disks })) = bench.results.last() else {
+        panic!("{:?}", bench.results)
+    };
+    assert_eq!(*point, last.point);
+    assert_eq!((disks[0].disk, disks[0].epoch), (DiskNumber(0), last.disks[0].epoch));
+    bench.wait(60);
+    assert_eq!(bench.seals.len(), before + 3, "no point comes after the last one");
+
+    bench.assign(policy(), 3, stand(2, CommandKind::StandUp));
+    assert_eq!(bench.results.last(), Some(&(2, Outcome::Done)));
+    bench.wait(12);
+    assert!(bench.seals.len() > before + 3, "points go on");
+    bench.assign(policy(), 4, stand(3, CommandKind::Retire));
+    assert_eq!(bench.stood, ["down", "up", "retired"]);
+    assert_eq!(bench.results.last(), Some(&(3, Outcome::Done)));
+}
+
+#[test]
+fn a_server_that_cannot_stand_down_goes_on() {
+    let mut bench = Bench::new(policy());
+    bench.wait(12);
+    bench.stop_fails = true;
+    bench.assign(policy(), 2, stand(1, CommandKind::StandDown));
+    let failed = |bench: &Bench, request, word: &str| {
+        let Some((number, Outcome::Failed { message })) = bench.results.last() else {
+            panic!("{:?}", bench.results)
+        };
+        assert!(*number == request && message.contains(word), "{message}");
+    };
+    failed(&bench, 1, "will not stop");
+    assert_eq!(bench.stood, ["down"], "the services undo that themselves");
+
+    // Something writes past the file systems.
+    (bench.stop_fails, bench.held) = (false, Some(u32::MAX));
+    bench.assign(policy(), 3, stand(2, CommandKind::StandDown));
+    failed(&bench, 2, "goes on writing");
+    assert_eq!(bench.stood, ["down", "down", "up"]);
+
+    // The last point cannot be taken.
+    (bench.fail_points, bench.held) = (true, Some(0));
+    bench.assign(policy(), 4, stand(3, CommandKind::StandDown));
+    failed(&bench, 3, "could not be taken");
+    assert_eq!(bench.stood, ["down", "down", "up", "down", "up"]);
+    bench.fail_points = false;
+    let before = bench.seals.len();
+    bench.wait(30);
+    assert!(bench.seals.len() > before);
 }

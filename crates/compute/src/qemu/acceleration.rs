@@ -6,7 +6,8 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 pub(crate) struct Found {
     boot: String,
     choice: AccelerationChoice,
+    program: PathBuf,
     pub version: String,
     pub acceleration: Acceleration,
     /// Whether it can confine itself.
@@ -54,11 +56,11 @@ pub(crate) async fn find_out(settings: &QemuSettings) -> Result<Found, ComputeEr
     let version = version(settings).await?;
     let boot = fs::read_to_string(BOOT_ID).map_err(ComputeError::io("read", BOOT_ID))?.trim().to_owned();
     let choice = settings.acceleration;
-    let kept = settings.state_directory.join(KEPT);
-    let known = fs::read(&kept).ok().and_then(|text| serde_json::from_slice::<Found>(&text).ok());
-    if let Some(known) =
-        known.filter(|known| (&known.boot, known.choice, &known.version) == (&boot, choice, &version))
-    {
+    let program = settings.program.clone();
+    let holds = |known: &Found| {
+        (&known.boot, known.choice, &known.version, &known.program) == (&boot, choice, &version, &program)
+    };
+    if let Some(known) = places(settings).iter().find_map(|place| known(place).filter(holds)) {
         return Ok(known);
     }
     let sandbox = sandbox_works(settings).await?;
@@ -70,10 +72,46 @@ pub(crate) async fn find_out(settings: &QemuSettings) -> Result<Found, ComputeEr
         AccelerationChoice::Try => try_kvm(settings).await?,
     };
     tracing::info!(%version, ?acceleration, sandbox, "found out what QEMU can do");
-    let found = Found { boot, choice, version, acceleration, sandbox };
-    let text = serde_json::to_vec_pretty(&found).map_err(io::Error::other);
-    text.and_then(|text| fs::write(&kept, text)).map_err(ComputeError::io("write", kept))?;
+    let found = Found { boot, choice, program, version, acceleration, sandbox };
+    keep(settings, &found)?;
     Ok(found)
+}
+
+/// Where findings are kept, the better place first.
+fn places(settings: &QemuSettings) -> [PathBuf; 2] {
+    let name = match settings.acceleration {
+        AccelerationChoice::Try => "try.json",
+        AccelerationChoice::Kvm => "kvm.json",
+        AccelerationChoice::Tcg => "tcg.json",
+    };
+    [settings.findings.join(name), settings.state_directory.join(KEPT)]
+}
+
+fn known(place: &Path) -> Option<Found> {
+    // What others may have written is not believed.
+    let metadata = fs::metadata(place.parent()?).ok()?;
+    let is_own = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
+    let text = fs::read(place).ok().filter(|_| is_own)?;
+    serde_json::from_slice(&text).ok()
+}
+
+fn keep(settings: &QemuSettings, found: &Found) -> Result<(), ComputeError> {
+    let text = serde_json::to_vec_pretty(found).map_err(io::Error::other);
+    let text = text.map_err(ComputeError::io("write", KEPT))?;
+    let [shared, own] = places(settings);
+    // Whole or not at all: others may be reading it.
+    let share = || {
+        let made = fs::DirBuilder::new().mode(0o700).create(&settings.findings);
+        made.or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })?;
+        let partial = shared.with_extension(format!("{}.partial", std::process::id()));
+        fs::write(&partial, &text)?;
+        fs::rename(&partial, &shared)
+    };
+    if let Err(error) = share() {
+        tracing::debug!(path = %shared.display(), %error, "what QEMU can do is not kept for others");
+        fs::write(&own, &text).map_err(ComputeError::io("write", own))?;
+    }
+    Ok(())
 }
 
 /// A command that runs QEMU and ends with this process.

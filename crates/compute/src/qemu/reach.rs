@@ -15,7 +15,7 @@ use super::Host;
 use crate::error::ComputeError;
 use crate::provider::Reached;
 
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Host {
     pub(crate) async fn reach_guest(
@@ -24,15 +24,7 @@ impl Host {
         guest_port: u16,
         limit: Duration,
     ) -> Result<Reached, ComputeError> {
-        let lock = self.lock_of(machine);
-        let _one_at_a_time = lock.lock().await;
-        let live = self.live(machine).await?;
-        let Some(host_port) = live.host_port(guest_port) else {
-            return Err(ComputeError::Spec {
-                machine,
-                why: format!("none of its forwards leads to port {guest_port} of the guest"),
-            });
-        };
+        let host_port = self.forward_to(machine, guest_port).await?;
         let deadline = Instant::now() + limit;
         let stream = match TcpStream::connect((Ipv4Addr::LOCALHOST, host_port)).await {
             Ok(stream) => stream,
@@ -41,8 +33,7 @@ impl Host {
         let own_port = stream.local_addr().map_err(ComputeError::io("name", "a connection"))?.port();
         let mut seen = false;
         while Instant::now() < deadline {
-            let command_line = "info usernet".to_owned();
-            let list = live.qmp.ask(human_monitor_command { cpu_index: None, command_line }).await?;
+            let list = self.connections(machine).await?;
             match state_of(&list, own_port) {
                 Some("ESTABLISHED") => return Ok(Reached::Yes(stream)),
                 Some(_) => seen = true,
@@ -59,6 +50,25 @@ impl Host {
         }
         let what = if Instant::now() < deadline { "refuses connections to" } else { "does not answer on" };
         Ok(Reached::No(format!("the guest {what} port {guest_port}")))
+    }
+
+    async fn forward_to(&self, machine: MachineId, guest_port: u16) -> Result<u16, ComputeError> {
+        let lock = self.lock_of(machine);
+        let _one_at_a_time = lock.lock().await;
+        let live = self.live(machine).await?;
+        live.host_port(guest_port).ok_or_else(|| ComputeError::Spec {
+            machine,
+            why: format!("none of its forwards leads to port {guest_port} of the guest"),
+        })
+    }
+
+    /// The connections of its user network. Between two looks others may speak to the machine.
+    async fn connections(&self, machine: MachineId) -> Result<String, ComputeError> {
+        let lock = self.lock_of(machine);
+        let _one_at_a_time = lock.lock().await;
+        let live = self.live(machine).await?;
+        let command_line = "info usernet".to_owned();
+        live.qmp.ask(human_monitor_command { cpu_index: None, command_line }).await
     }
 }
 

@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 pub struct QemuSettings {
     /// Where machines are kept. One provider at a time uses it.
     pub state_directory: PathBuf,
+    /// Where it is kept what QEMU can do here, for all that use it; a directory that a restart of this machine
+    /// empties. Who may not write there finds it out once for each state directory.
+    #[serde(default = "findings")]
+    pub findings: PathBuf,
     /// The emulator: a name that is looked up, or an absolute path.
     #[serde(default = "program")]
     pub program: PathBuf,
@@ -59,6 +63,7 @@ impl QemuSettings {
     pub fn new(state_directory: impl Into<PathBuf>) -> Self {
         Self {
             state_directory: state_directory.into(),
+            findings: findings(),
             program: program(),
             ip: ip(),
             ovmf_code: ovmf_code(),
@@ -67,6 +72,10 @@ impl QemuSettings {
             nbd_wait_seconds: nbd_wait_seconds(),
         }
     }
+}
+
+fn findings() -> PathBuf {
+    "/run/lifeboat-qemu".into()
 }
 
 fn program() -> PathBuf {

@@ -87,7 +87,11 @@ impl Site {
 
 /// The settings of a site. TCG, since a trial of KVM a test would be too many.
 pub fn settings(place: &Path) -> QemuSettings {
-    QemuSettings { acceleration: AccelerationChoice::Tcg, ..QemuSettings::new(place.join("state")) }
+    QemuSettings {
+        acceleration: AccelerationChoice::Tcg,
+        findings: place.join("findings"),
+        ..QemuSettings::new(place.join("state"))
+    }
 }
 
 /// A machine with this disk.

@@ -134,7 +134,7 @@ async fn capabilities_say_what_runs_guests_and_why() {
     drop(provider);
 
     // The answer is kept: another provider has it without a trial.
-    let kept = settings.state_directory.join("qemu.json");
+    let kept = settings.findings.join("try.json");
     let text = std::fs::read_to_string(&kept).unwrap();
     let provider = QemuProvider::open(settings).await.unwrap();
     let again = provider.capabilities().await.unwrap();

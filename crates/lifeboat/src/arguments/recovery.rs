@@ -54,6 +54,16 @@ pub enum FailoverCommand {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Planned: the source stops its services as its agent's settings say and sends its last write, and only
+    /// then the copy starts. Nothing is lost. When a step fails, the source goes on as before.
+    Plan {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// Come back at once with the job.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Until commit: start the copy that took over anew from another point. What it has written is gone.
     ChangePoint {
         /// Name, id or unique beginning of an id.

@@ -20,6 +20,7 @@ pub async fn run(arguments: &SiteArguments, command: FailoverCommand) -> Result<
         FailoverCommand::Run { server, point, no_wait } => {
             (vault.failover(&server, &Failover { point }).await?, no_wait, None)
         }
+        FailoverCommand::Plan { server, no_wait } => (vault.planned_failover(&server).await?, no_wait, None),
         FailoverCommand::ChangePoint { server, point, no_wait } => {
             (vault.change_point(&server, &ChangePoint { point }).await?, no_wait, None)
         }

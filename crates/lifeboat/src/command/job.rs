@@ -217,6 +217,7 @@ pub fn kind_words(kind: JobKind) -> &'static str {
         JobKind::Drill => "test failover",
         JobKind::CleanUp => "clean-up",
         JobKind::Failover => "failover",
+        JobKind::PlannedFailover => "planned failover",
         JobKind::ChangePoint => "change of point",
         JobKind::Commit => "commit",
     }

@@ -1,7 +1,7 @@
 //! Jobs and their steps. What they mean is in [`crate::jobs`].
 
 use jiff::Timestamp;
-use lifeboat_api::{DrillReport, JobState, StepState};
+use lifeboat_api::{DrillReport, JobKind, JobState, StepState};
 use lifeboat_model::{JobId, ServerId};
 use sqlx::query;
 
@@ -178,14 +178,12 @@ impl Catalog {
         but: Option<JobId>,
     ) -> Result<Option<JobRow>, CatalogError> {
         let statement = query(select_jobs!(
-            "WHERE server = $1 AND report IS NOT NULL AND id <> $2 ORDER BY number DESC LIMIT 1"
+            "WHERE server = $1 AND report IS NOT NULL AND id <> $2 ORDER BY number DESC LIMIT 20"
         ))
         .bind(server.to_string())
         .bind(but.map_or_else(String::new, |job| job.to_string()));
-        match self.optional(statement).await? {
-            Some(row) => Ok(Some(self.job_row(&row).await?)),
-            None => Ok(None),
-        }
+        let jobs = self.job_rows(&self.all(statement).await?).await?;
+        Ok(jobs.into_iter().find(|job| job.request.kind() == JobKind::Drill))
     }
 
     /// Jobs that have not ended, oldest first.

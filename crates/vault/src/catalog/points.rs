@@ -381,7 +381,7 @@ impl Catalog {
         }
         let statement = query(
             "UPDATE requests SET state = 'done', answered = $3, ended_ns = $2 \
-             WHERE point = $1 AND state = 'running' AND kind = 'take-point'",
+             WHERE point = $1 AND state = 'running' AND kind IN ('take-point', 'stand-down')",
         )
         .bind(point.id.to_string())
         .bind(time_ns(point.committed)?)

@@ -26,6 +26,7 @@ pub(super) fn routes() -> OpenApiRouter<VaultService> {
         .routes(routes!(test_failover))
         .routes(routes!(clean_up))
         .routes(routes!(failover))
+        .routes(routes!(planned_failover))
         .routes(routes!(change_point))
         .routes(routes!(commit))
         .routes(routes!(jobs))
@@ -80,6 +81,19 @@ async fn failover(
     Json(body): Json<Failover>,
 ) -> Result<(StatusCode, Json<Job>), ApiError> {
     begin(&service, &server, JobRequest::Failover { point: body.point }).await
+}
+
+/// Has the source stop its services and send its last write, and then starts the copy.
+#[utoipa::path(
+    post, path = "/v1/servers/{server}/failover/planned", params(("server" = String, Path)),
+    responses((status = 202, body = Job), (status = "default", body = ErrorBody))
+)]
+async fn planned_failover(
+    State(service): State<VaultService>,
+    _: OperatorPeer,
+    Path(server): Path<String>,
+) -> Result<(StatusCode, Json<Job>), ApiError> {
+    begin(&service, &server, JobRequest::PlannedFailover).await
 }
 
 /// Starts the copy that took over anew, from another point. What it has written is gone then.
@@ -312,7 +326,10 @@ impl std::convert::From<JobError> for ApiError {
                 Self::new(status, conflict.code(), conflict.to_string())
             }
             JobError::Compute(error) => compute_error(&error),
-            error @ (JobError::NotUp(_) | JobError::Interrupted | JobError::MadeToFail) => {
+            error @ (JobError::NotUp(_)
+            | JobError::Source(_)
+            | JobError::Interrupted
+            | JobError::MadeToFail) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "job_failed", error.to_string())
             }
         }

@@ -34,6 +34,8 @@ pub enum JobRequest {
         /// From which point.
         point: String,
     },
+    /// The source stands down, and the copy takes over with its last write.
+    PlannedFailover,
     /// The copy that took over begins anew.
     ChangePoint {
         /// From which point.
@@ -49,6 +51,8 @@ pub enum JobRequest {
 pub enum Step {
     /// Asks the source for a last point, and waits for it.
     LastPoint,
+    /// Has the source stop its services and give the point after its last write.
+    StandDown,
     /// Takes the server's history from its source.
     Fence,
     /// Chooses the recovery point.
@@ -69,6 +73,8 @@ pub enum Step {
     RemoveMachine,
     /// Closes the volume.
     CloseVolume,
+    /// Lets the source know that the copy has taken over.
+    Retire,
     /// Makes the failover final.
     Commit,
 }
@@ -98,6 +104,9 @@ pub struct Work {
     /// Whether it came up, and why that is said.
     #[serde(default)]
     pub verdict: Option<Verdict>,
+    /// What shows that no write was lost; one sentence.
+    #[serde(default)]
+    pub nothing_lost: Option<String>,
 }
 
 /// Whether a machine came up.
@@ -128,6 +137,7 @@ impl Work {
             compute: String::new(),
             first_instruction: None,
             verdict: None,
+            nothing_lost: None,
         })
     }
 }
@@ -138,7 +148,7 @@ impl JobRequest {
     pub fn steps(&self) -> Vec<Step> {
         use Step::{
             AwaitUp, ChoosePoint, CloseFormerVolume, CloseVolume, Commit, Fence, LastPoint, OpenVolume,
-            RemoveFormerMachine, RemoveMachine, Report, StartMachine,
+            RemoveFormerMachine, RemoveMachine, Report, Retire, StandDown, StartMachine,
         };
         match self {
             Self::Drill { keep: true, .. } => vec![ChoosePoint, OpenVolume, StartMachine, AwaitUp, Report],
@@ -150,6 +160,9 @@ impl JobRequest {
                 vec![LastPoint, Fence, ChoosePoint, OpenVolume, StartMachine, AwaitUp]
             }
             Self::Failover { .. } => vec![Fence, ChoosePoint, OpenVolume, StartMachine, AwaitUp],
+            Self::PlannedFailover => {
+                vec![StandDown, Fence, ChoosePoint, OpenVolume, StartMachine, AwaitUp, Retire]
+            }
             // The new volume first: where it cannot be opened, the machine that runs stays as it is.
             Self::ChangePoint { .. } => {
                 vec![ChoosePoint, OpenVolume, RemoveFormerMachine, StartMachine, CloseFormerVolume, AwaitUp]
@@ -167,15 +180,17 @@ impl JobRequest {
         match self {
             Self::Drill { .. } => None,
             Self::Failover { .. } => Some(Step::StartMachine),
+            // Until then the source stands by with everything, and nobody was told to use the copy.
+            Self::PlannedFailover => Some(Step::Retire),
             Self::CleanUp { .. } | Self::ChangePoint { .. } => Some(Step::RemoveFormerMachine),
             Self::Commit => Some(Step::Commit),
         }
     }
 
-    /// Whether it is rolled back by itself when a step fails.
+    /// Whether it is rolled back by itself when a step fails: then everything is as before.
     #[must_use]
     pub const fn rolls_back(&self) -> bool {
-        matches!(self, Self::Drill { .. })
+        matches!(self, Self::Drill { .. } | Self::PlannedFailover)
     }
 
     /// The point as an operator named it; `None` when it is the newest one.
@@ -188,7 +203,7 @@ impl JobRequest {
     pub(super) fn point(&self) -> Option<&str> {
         match self {
             Self::Drill { point, .. } | Self::Failover { point } | Self::ChangePoint { point } => Some(point),
-            Self::CleanUp { .. } | Self::Commit => None,
+            Self::CleanUp { .. } | Self::PlannedFailover | Self::Commit => None,
         }
     }
 
@@ -199,6 +214,7 @@ impl JobRequest {
             Self::Drill { .. } => JobKind::Drill,
             Self::CleanUp { .. } => JobKind::CleanUp,
             Self::Failover { .. } => JobKind::Failover,
+            Self::PlannedFailover => JobKind::PlannedFailover,
             Self::ChangePoint { .. } => JobKind::ChangePoint,
             Self::Commit => JobKind::Commit,
         }
@@ -211,6 +227,7 @@ impl JobRequest {
             Self::Drill { .. } => "a test failover",
             Self::CleanUp { .. } => "the clean-up of a drill",
             Self::Failover { .. } => "a failover",
+            Self::PlannedFailover => "a planned failover",
             Self::ChangePoint { .. } => "a change of the recovery point",
             Self::Commit => "the commit of a failover",
         }
@@ -223,6 +240,7 @@ impl Step {
     pub const fn name(self) -> &'static str {
         match self {
             Self::LastPoint => "ask the source for a last point",
+            Self::StandDown => "let the source stand down",
             Self::Fence => "take the history from the source",
             Self::ChoosePoint => "choose the recovery point",
             Self::OpenVolume => "open it as a volume",
@@ -233,6 +251,7 @@ impl Step {
             Self::Report => "write the report",
             Self::RemoveMachine => "remove the machine",
             Self::CloseVolume => "close the volume",
+            Self::Retire => "let the source know",
             Self::Commit => "make the failover final",
         }
     }

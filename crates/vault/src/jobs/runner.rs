@@ -135,7 +135,10 @@ impl Jobs {
                 job.message = verdict.map(|verdict| verdict.sentence.clone());
                 JobState::Failed
             }
-            JobState::Running => JobState::Done,
+            JobState::Running => {
+                job.message = job.work.nothing_lost.clone();
+                JobState::Done
+            }
             // What failed was rolled back: it failed, unless somebody wanted the end of it.
             JobState::RollingBack if job.cancel => JobState::Cancelled,
             JobState::RollingBack => JobState::Failed,

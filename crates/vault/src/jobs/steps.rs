@@ -59,6 +59,8 @@ impl Jobs {
     ) -> Result<Option<String>, JobError> {
         match step {
             Step::LastPoint => unless(order, self.last_point(job)).await,
+            Step::StandDown => unless(order, self.stand_down(job)).await,
+            Step::Retire => self.retire(job).await,
             Step::Fence => {
                 self.vault.fence(job.server, (self.clock)()).await?;
                 Ok(None)
@@ -102,6 +104,7 @@ impl Jobs {
     /// Removes what a step has made.
     pub(super) async fn undo(&self, step: Step, job: &JobRow) -> Result<(), JobError> {
         match step {
+            Step::StandDown => self.stand_up(job).await,
             Step::Fence => Ok(self.vault.unfence(job.server, (self.clock)()).await?),
             Step::OpenVolume => self.forget(job, job.work.machine, job.work.volume).await,
             Step::StartMachine => Ok(self.provider.remove(job.work.machine).await?),
@@ -113,6 +116,7 @@ impl Jobs {
             | Step::Report
             | Step::RemoveMachine
             | Step::CloseVolume
+            | Step::Retire
             | Step::Commit => Ok(()),
         }
     }
@@ -237,6 +241,10 @@ impl Jobs {
         let verdict = Probes::of(&target).until_up(provider, spec, since, within, self.clock).await?;
         let (is_up, sentence) = (verdict.up, verdict.sentence.clone());
         job.work.verdict = Some(verdict);
+        if !is_up && purpose(&job.request) != MachinePurpose::Drill {
+            // Its console and screen are gone with it when it is removed.
+            self.report(job).await?;
+        }
         // A drill goes on to its report, which says so.
         if is_up || purpose(&job.request) == MachinePurpose::Drill {
             Ok(Some(sentence))
@@ -313,9 +321,10 @@ async fn unless<T>(
 fn purpose(request: &JobRequest) -> MachinePurpose {
     match request {
         JobRequest::Drill { .. } | JobRequest::CleanUp { .. } => MachinePurpose::Drill,
-        JobRequest::Failover { .. } | JobRequest::ChangePoint { .. } | JobRequest::Commit => {
-            MachinePurpose::Failover
-        }
+        JobRequest::Failover { .. }
+        | JobRequest::PlannedFailover
+        | JobRequest::ChangePoint { .. }
+        | JobRequest::Commit => MachinePurpose::Failover,
     }
 }
 

@@ -1,7 +1,9 @@
 //! Whether a machine is up: its probes, asked again and again until all pass or its time is over.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::join_all;
 use jiff::Timestamp;
 use lifeboat_api::{Probe as WantedProbe, ProbeResult, Target};
 use lifeboat_compute::{MachineSpec, MachineStatus, Probe, Provider};
@@ -10,7 +12,7 @@ use super::JobError;
 use super::request::Verdict;
 
 /// Time between two looks at a machine.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The text that a login on a serial console shows.
 const LOGIN: &str = "login:";
@@ -50,62 +52,120 @@ impl Probes {
     }
 
     /// Looks at the machine until it is up, it has ended, or its time is over. Counts from `since`.
+    /// Each probe is attempted at its own pace: one may wait long for an answer.
     pub async fn until_up(
-        mut self,
+        self,
         provider: &dyn Provider,
         spec: &MachineSpec,
         since: Timestamp,
         within: Duration,
         clock: fn() -> Timestamp,
     ) -> Result<Verdict, JobError> {
+        let watched =
+            Watched { all: self.all, results: Mutex::new(self.results), elapsed: &|| elapsed(since, clock) };
+        let probing = join_all(self.probes.iter().enumerate().map(async |(place, probe)| {
+            while let Err(message) = attempt(probe, provider, spec).await {
+                watched.results()[place].message = Some(message);
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            let after_ms = Some(millis((watched.elapsed)()));
+            let passed = &mut watched.results()[place];
+            (passed.passed, passed.after_ms, passed.message) = (true, after_ms, None);
+        }));
+        let watching = watched.until_decided(provider, spec, within);
+        let probing = async {
+            probing.await;
+            // All have passed, which the other sees.
+            std::future::pending::<()>().await;
+        };
+        let (up, sentence) = tokio::select! {
+            decided = watching => decided?,
+            () = probing => (false, String::new()),
+        };
+        let probes = watched.results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let boot_ms = up.then(|| boot_ms(&probes, self.all)).flatten();
+        Ok(Verdict { up, sentence, probes, boot_ms })
+    }
+}
+
+/// The probes of a machine, while they are being attempted.
+struct Watched<'a> {
+    all: bool,
+    results: Mutex<Vec<ProbeResult>>,
+    elapsed: &'a (dyn Fn() -> Duration + Sync),
+}
+
+impl Watched<'_> {
+    fn results(&self) -> MutexGuard<'_, Vec<ProbeResult>> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it came up, and a sentence that says so.
+    async fn until_decided(
+        &self,
+        provider: &dyn Provider,
+        spec: &MachineSpec,
+        within: Duration,
+    ) -> Result<(bool, String), JobError> {
         loop {
-            let elapsed = Duration::try_from(clock().duration_since(since)).unwrap_or_default();
-            let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            for (probe, result) in
-                self.probes.iter().zip(&mut self.results).filter(|(_, result)| !result.passed)
-            {
-                match probe.attempt(provider, spec.id).await {
-                    Ok(Ok(())) => {
-                        (result.passed, result.after_ms, result.message) = (true, Some(elapsed_ms), None);
-                    }
-                    Ok(Err(waiting)) => result.message = Some(waiting.to_string()),
-                    // Whether the machine has ended is asked below.
-                    Err(error) => result.message = Some(error.to_string()),
-                }
+            let elapsed = (self.elapsed)();
+            let is_off = match provider.status(spec.id).await? {
+                MachineStatus::Off { why } => Some(why),
+                _ => None,
+            };
+            // After the status: what was said before the end counts.
+            if let Some(ms) = boot_ms(&self.results(), self.all) {
+                let seconds = Duration::from_millis(ms).as_secs_f64();
+                return Ok((true, format!("The machine was up after {seconds:.0} s.")));
             }
-            let passed = |result: &ProbeResult| result.passed;
-            let is_up =
-                if self.all { self.results.iter().all(passed) } else { self.results.iter().any(passed) };
-            if is_up {
-                let sentence = format!("The machine was up after {:.0} s.", elapsed.as_secs_f64());
-                return Ok(self.verdict(true, sentence, Some(elapsed_ms)));
-            }
-            if let MachineStatus::Off { why } = provider.status(spec.id).await? {
-                let sentence = format!("The machine ended before it was up: {why}.");
-                return Ok(self.verdict(false, sentence, None));
+            if let Some(why) = is_off {
+                return Ok((false, format!("The machine ended before it was up: {why}.")));
             }
             if elapsed >= within {
-                let missing: Vec<_> = self
-                    .results
-                    .iter()
-                    .filter(|result| !result.passed)
-                    .map(|result| result.probe.as_str())
-                    .collect();
-                let sentence = format!(
-                    "The machine did not come up within {} s: {}. Look at its console, or give it more time with \
-                     `lifeboat target set --up-within`.",
-                    within.as_secs(),
-                    missing.join(if self.all { ", " } else { " and " })
-                );
-                return Ok(self.verdict(false, sentence, None));
+                return Ok((false, self.not_up(within)));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
-    fn verdict(self, up: bool, sentence: String, boot_ms: Option<u64>) -> Verdict {
-        Verdict { up, sentence, probes: self.results, boot_ms }
+    fn not_up(&self, within: Duration) -> String {
+        let results = self.results();
+        let missing: Vec<_> =
+            results.iter().filter(|result| !result.passed).map(|result| result.probe.as_str()).collect();
+        format!(
+            "The machine did not come up within {} s: {}. Look at its console, or give it more time with `lifeboat \
+             target set --up-within`.",
+            within.as_secs(),
+            missing.join(if self.all { ", " } else { " and " })
+        )
     }
+}
+
+/// Tries a probe once. Whether the machine has ended is asked elsewhere.
+async fn attempt(probe: &Probe, provider: &dyn Provider, spec: &MachineSpec) -> Result<(), String> {
+    match probe.attempt(provider, spec.id).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(waiting)) => Err(waiting.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// When the probes that decide had passed: the last one of all, or the first one of any.
+fn boot_ms(results: &[ProbeResult], all: bool) -> Option<u64> {
+    let mut passed = results.iter().filter(|result| result.passed).map(|result| result.after_ms.unwrap_or(0));
+    if !all {
+        return passed.min();
+    }
+    let last = passed.by_ref().max();
+    last.filter(|_| results.iter().all(|result| result.passed))
+}
+
+fn elapsed(since: Timestamp, clock: fn() -> Timestamp) -> Duration {
+    Duration::try_from(clock().duration_since(since)).unwrap_or_default()
+}
+
+fn millis(elapsed: Duration) -> u64 {
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The port of the machine that a probe needs.

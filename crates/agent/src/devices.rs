@@ -327,6 +327,7 @@ impl Devices {
         let mut done = RoundDone {
             parts: Vec::new(),
             sent_bytes: 0,
+            deferred: false,
             more: false,
             before_point: Duration::ZERO,
             point: None,
@@ -336,6 +337,7 @@ impl Devices {
         for _ in 0..PASSES_MAX {
             let pass = self.capture.precopy(sink)?;
             done.unreadable = places(&pass.unreadable);
+            done.deferred = pass.deferred_blocks > 0;
             if sink.sent_bytes() >= ROUND_BYTES_MAX {
                 done.more = true;
                 return Ok(done);

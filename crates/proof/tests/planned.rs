@@ -8,9 +8,10 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use lifeboat_proof::{LoopDisk, Mount, Site, boot_sector, run, wait_for};
 use serde_json::Value;
@@ -61,6 +62,34 @@ impl Service {
 
     fn has(&self, name: &str) -> bool {
         self.dir.join(name).exists()
+    }
+}
+
+/// Writes that nobody stops, such as those of a log: only held file systems keep them off the disk.
+struct Noise {
+    stop: Arc<AtomicBool>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Noise {
+    fn start(file: &Path) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (file, stopped) = (File::create(file).unwrap(), Arc::clone(&stop));
+        let writer = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                file.write_all_at(b"noise", 0).unwrap();
+                file.sync_data().unwrap();
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        Self { stop, writer: Some(writer) }
+    }
+}
+
+impl Drop for Noise {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.writer.take().unwrap().join();
     }
 }
 
@@ -122,6 +151,7 @@ fn a_planned_failover_loses_nothing_and_one_that_fails_leaves_the_source_as_it_w
     site.json(["target", "set", "source", "--memory", "64", "--cpus", "1", "--up-within", "5m"]);
     service.start(&lines);
     service.await_more();
+    let _noise = Noise::start(&source.path().join("noise"));
 
     set_commands(&site, &service, "echo the service will not stop >&2; exit 7");
     fails(&site, &service, &lines, "the service will not stop");

@@ -338,6 +338,7 @@ impl Agent {
         let mut done = RoundDone {
             parts: Vec::new(),
             sent_bytes: 0,
+            deferred: false,
             more: line.chance(true, 20),
             before_point: Duration::from_millis(line.random.random_range(0..300)),
             point: None,

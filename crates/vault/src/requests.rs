@@ -53,6 +53,9 @@ impl Vault {
             CommandKind::StandDown => "stand-down",
             CommandKind::StandUp => "stand-up",
             CommandKind::Retire => "retire",
+            CommandKind::Unknown => {
+                return Err(VaultError::Invalid("this version does not know that command".into()));
+            }
         };
         let row = self.new_request(server, kind, Some(command), now)?;
         self.catalog.put_request(&row).await?;

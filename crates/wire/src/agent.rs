@@ -217,6 +217,9 @@ pub enum CommandKind {
     StandUp,
     /// It has succeeded: let the file systems go, and do what the settings say for then.
     Retire,
+    /// Something that came after this version; an agent says so.
+    #[serde(other)]
+    Unknown,
 }
 
 /// A command with the id by which its result is reported.

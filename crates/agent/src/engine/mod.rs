@@ -280,6 +280,8 @@ pub struct RoundDone {
     pub parts: Vec<(DiskNumber, u32)>,
     /// Bytes of disk that were sent.
     pub sent_bytes: u64,
+    /// Blocks that are often rewritten were left for the next round.
+    pub deferred: bool,
     /// There is more to send; no point was tried.
     pub more: bool,
     /// How long it took until the point was begun.
@@ -480,6 +482,13 @@ impl Engine {
                 CommandKind::StandDown => self.begin_stand_down(command.request),
                 CommandKind::StandUp => self.end_stand_down(command.request, Action::StandUp),
                 CommandKind::Retire => self.end_stand_down(command.request, Action::Retire),
+                CommandKind::Unknown => {
+                    let version = env!("CARGO_PKG_VERSION");
+                    let message = format!(
+                        "The agent ({version}) is older than the vault and does not know this command: upgrade it."
+                    );
+                    self.finish_request(command.request, Outcome::Failed { message });
+                }
             }
         }
     }

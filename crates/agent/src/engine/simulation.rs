@@ -339,6 +339,7 @@ impl World {
         let mut done = RoundDone {
             parts: Vec::new(),
             sent_bytes: 0,
+            deferred: false,
             more: false,
             before_point: Duration::ZERO,
             point: None,

@@ -125,7 +125,8 @@ impl Engine {
         let Phase::Check(point, epochs) = &stand_down.phase else { return };
         let Some(request) = stand_down.request else { return };
         let nothing = done.sent_bytes == 0
-            && done.parts.is_empty()
+            && done.parts.iter().all(|(_, parts)| *parts == 0)
+            && !done.deferred
             && !done.more
             && done.unreadable.is_empty()
             && done.writes == stand_down.writes;

@@ -196,8 +196,9 @@ impl Bench {
                     *left = left.saturating_sub(1);
                 }
                 Event::Round(RoundEnd::Done(RoundDone {
-                    parts: if is_written { parts } else { Vec::new() },
+                    parts: if is_written { parts } else { round.open.iter().map(|open| (open.disk, open.part)).collect() },
                     sent_bytes: if is_written { 4096 } else { 0 },
+                    deferred: false,
                     more: false,
                     before_point: Duration::from_millis(10),
                     point,

@@ -13,7 +13,7 @@ const RUSTIC_VERSION: &str = "0.11.4";
 
 #[derive(Args)]
 pub struct Options {
-    /// Which one: capture, rpo, agent, initial, delta, volume or gateway; all of them when absent.
+    /// Which one: capture, rpo, agent, initial, delta, volume, gateway or failover; all of them when absent.
     name: Option<String>,
     /// Small sizes and one run each, to see that it works. The figures mean little.
     #[arg(long)]

@@ -57,6 +57,8 @@ pub enum JobKind {
     ChangePoint,
     /// Makes a failover final.
     Commit,
+    /// Copies the disks of a machine that took over to the recovery site's storage.
+    Hydrate,
 }
 
 /// How far a job is.

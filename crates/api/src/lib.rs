@@ -14,8 +14,9 @@ mod volume;
 pub use disk_point::{ExportFormat, Point, PointDisk, TakePoint};
 pub use job::{Job, JobKind, JobState, JobStep, StepState};
 pub use recovery::{
-    ChangePoint, CleanUp, Console, DiskBus, DrillReport, Failover, Firmware, Forward, Machine,
-    MachinePurpose, MachineState, NetworkCard, PreviousDrill, Probe, ProbeResult, Target, TestFailover,
+    ChangePoint, CleanUp, Console, DiskBus, DrillReport, Failover, Firmware, Forward, Hydrate, LocalFormat,
+    Machine, MachinePurpose, MachineState, NetworkCard, PreviousDrill, Probe, ProbeResult, Target,
+    TestFailover,
 };
 pub use server::{Capture, CopyProgress, Disk, Policy, PolicyRule, Protection, Rpo, Server};
 pub use site::{

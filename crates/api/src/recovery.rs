@@ -41,6 +41,28 @@ pub struct ChangePoint {
     pub point: String,
 }
 
+/// Copies the disks of a machine that took over to the recovery site's storage, while it runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hydrate {
+    /// How the copies are kept.
+    pub format: LocalFormat,
+    /// At most so many bytes a second for each disk; as fast as it goes when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+}
+
+/// How a disk is kept in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LocalFormat {
+    /// Byte for byte.
+    Raw,
+    /// QEMU's format, which holds only what was written.
+    #[default]
+    Qcow2,
+}
+
 /// A server's copy at the recovery site.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Machine {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_api::{
-    ChangePoint, CleanUp, Console, Event, Failover, Job, JobState, Machine, OpenVolume, OpenedVolume, Point,
-    Policy, Request, Server, Status, TakePoint, Target, TestFailover, Verify, VerifyKind, Volume,
+    ChangePoint, CleanUp, Console, Event, Failover, Hydrate, Job, JobState, Machine, OpenVolume,
+    OpenedVolume, Point, Policy, Request, Server, Status, TakePoint, Target, TestFailover, Verify,
+    VerifyKind, Volume,
 };
 use lifeboat_model::{DiskNumber, PointKind};
 use lifeboat_transport::{Call, Client, ClientError, Method};
@@ -174,6 +175,12 @@ impl Vault {
     #[allow(clippy::missing_errors_doc)]
     pub async fn commit_failover(&self, server: &str) -> Result<Job> {
         Ok(self.client.call(Method::POST, &of_server(server, "/failover/commit")).send().await?)
+    }
+
+    /// Copies the disks of a machine that took over to the recovery site's storage.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn hydrate(&self, server: &str, hydrate: &Hydrate) -> Result<Job> {
+        Ok(self.client.post(&of_server(server, "/machine/hydrate"), hydrate).await?)
     }
 
     /// Jobs, newest first.

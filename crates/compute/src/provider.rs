@@ -1,6 +1,7 @@
 //! What the vault's jobs ask of whatever runs machines.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::ComputeError;
 use crate::hydration::{DiskHydration, HydrationTarget};
 use crate::network::Forward;
-use crate::spec::{Firmware, MachineSpec};
+use crate::spec::{DiskFormat, Firmware, MachineSpec};
 
 /// Runs machines. Every operation may be repeated: jobs go on after a crash by doing a step again.
 #[async_trait]
@@ -96,6 +97,21 @@ pub trait Provider: Send + Sync + fmt::Debug {
         guest_port: u16,
         limit: Duration,
     ) -> Result<Reached, ComputeError>;
+
+    /// The file in which a copy of a machine's disk would be kept.
+    ///
+    /// # Errors
+    ///
+    /// When the provider keeps no copies.
+    fn place_of_copy(
+        &self,
+        machine: MachineId,
+        disk: DiskNumber,
+        format: DiskFormat,
+    ) -> Result<PathBuf, ComputeError> {
+        let why = format!("cannot be kept as {format:?}: this provider copies no disks");
+        Err(ComputeError::Hydration { machine, disk, why })
+    }
 
     /// Begins to copy a disk of a running machine to a local file. When all is copied the machine moves
     /// over to it without a stop. Asking again for the same target goes on with it, at the new speed.

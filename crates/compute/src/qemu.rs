@@ -41,7 +41,7 @@ use tokio::task::JoinHandle;
 use crate::error::ComputeError;
 use crate::hydration::{DiskHydration, HydrationTarget};
 use crate::provider::{Capabilities, ConsoleText, MachineStatus, OffReason, Provider, Reached};
-use crate::spec::{Firmware, MachineSpec};
+use crate::spec::{DiskFormat, Firmware, MachineSpec};
 
 use acceleration::Found;
 use directory::{CONSOLE, MachineDirectory};
@@ -264,6 +264,19 @@ impl Provider for QemuProvider {
         limit: Duration,
     ) -> Result<Reached, ComputeError> {
         self.host.reach_guest(machine, guest_port, limit).await
+    }
+
+    fn place_of_copy(
+        &self,
+        machine: MachineId,
+        disk: DiskNumber,
+        format: DiskFormat,
+    ) -> Result<PathBuf, ComputeError> {
+        let ending = match format {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        };
+        Ok(self.host.directory(machine).file(&format!("disk-{disk}.{ending}")))
     }
 
     async fn hydrate(

@@ -12,8 +12,8 @@ use crate::command::trial;
 mod recovery;
 
 pub use recovery::{
-    DiskBusArgument, FailoverCommand, FirmwareArgument, JobCommand, MachineCommand, NetworkCardArgument,
-    TargetCommand, TargetSettings,
+    DiskBusArgument, FailoverCommand, FirmwareArgument, JobCommand, LocalFormatArgument, MachineCommand,
+    NetworkCardArgument, TargetCommand, TargetSettings,
 };
 
 /// Self-hosted disaster recovery for physical servers.

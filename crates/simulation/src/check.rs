@@ -30,6 +30,7 @@ impl Line {
             for server in servers {
                 self.check_points(&vault, server).await;
             }
+            self.check_fences(&vault).await;
         }
         self.check_volumes();
     }
@@ -102,6 +103,7 @@ impl Line {
         let mut rows = vault.catalog().points(PointFilter::From(server, 0)).await.unwrap();
         rows.reverse();
         self.check_history(server, &rows);
+        self.check_owner(server, &rows);
         let mut needed: BTreeMap<DiskNumber, Vec<StoredFile>> = BTreeMap::new();
         for row in &rows {
             for of_point in &row.disks {

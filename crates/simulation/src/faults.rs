@@ -35,6 +35,8 @@ pub struct Faults {
     pub second_site: bool,
     pub resize: bool,
     pub pause: bool,
+    /// Servers fail over, and are given back to their sources.
+    pub failover: bool,
     /// Two servers rather than one.
     pub two_servers: bool,
     /// A disk so large that its copy takes several parts.
@@ -66,6 +68,7 @@ impl Faults {
             second_site: false,
             resize: often(),
             pause: often(),
+            failover: often(),
             two_servers: often(),
             large: false,
         };
@@ -104,6 +107,7 @@ impl Faults {
             second_site: false,
             resize: false,
             pause: false,
+            failover: false,
             two_servers: false,
             large: false,
         }

@@ -29,6 +29,7 @@
 mod agent;
 mod check;
 mod content;
+mod failover;
 mod faults;
 mod line;
 mod model;

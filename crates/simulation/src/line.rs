@@ -389,6 +389,22 @@ impl Line {
         request: impl AsyncFnOnce(&Vault, Timestamp) -> Result<T, VaultError>,
     ) -> Result<T, LinkError> {
         let (vault, heard) = self.vault_for(what)?;
+        match self.within_vault(what, &vault, request).await {
+            Ok(_) if !heard => {
+                self.note(format!("  the answer to {what} is lost"));
+                Err(LinkError::Unreachable("the answer was lost".into()))
+            }
+            result => result,
+        }
+    }
+
+    /// Does something at the vault, which may be killed in it.
+    pub async fn within_vault<T>(
+        &mut self,
+        what: &str,
+        vault: &Vault,
+        request: impl AsyncFnOnce(&Vault, Timestamp) -> Result<T, VaultError>,
+    ) -> Result<T, LinkError> {
         let wall = self.vault_wall();
         let fault = self.draw_store_fault();
         if let Some(fault) = fault {
@@ -398,12 +414,11 @@ impl Line {
         let store = self.recovery.store.clone();
         let result = tokio::select! {
             biased;
-            result = request(&vault, wall) => Some(result),
+            result = request(vault, wall) => Some(result),
             () = store.killed() => None,
         };
         store.arm(None);
         store.revive();
-        drop(vault);
         match result {
             None => {
                 self.note(format!("  the vault is killed in {what}"));
@@ -411,10 +426,6 @@ impl Line {
                 Err(LinkError::Unreachable("the vault was killed".into()))
             }
             Some(Err(error)) => Err(self.link_error(what, &error)),
-            Some(Ok(_)) if !heard => {
-                self.note(format!("  the answer to {what} is lost"));
-                Err(LinkError::Unreachable("the answer was lost".into()))
-            }
             Some(Ok(value)) => Ok(value),
         }
     }

@@ -8,6 +8,7 @@ use lifeboat_model::{Digest, DiskNumber, Epoch, PointId, ServerId, VolumeId};
 use lifeboat_volume::PointDisk;
 
 use crate::content::Image;
+use crate::failover::Fences;
 
 /// A point that an agent has captured and asked to be sealed.
 #[derive(Clone, Debug)]
@@ -48,6 +49,7 @@ pub struct Model {
     /// Servers of a site whose points the vault refuses, since it has gone another way.
     pub stuck: BTreeSet<(usize, ServerId)>,
     pub volumes: Vec<OpenVolume>,
+    pub fences: Fences,
     pub figures: Figures,
 }
 
@@ -70,6 +72,7 @@ pub struct Figures {
     pub merged: u64,
     pub resyncs: u64,
     pub volumes: u64,
+    pub failovers: u64,
 }
 
 impl std::ops::AddAssign for Figures {
@@ -81,6 +84,7 @@ impl std::ops::AddAssign for Figures {
         self.merged += other.merged;
         self.resyncs += other.resyncs;
         self.volumes += other.volumes;
+        self.failovers += other.failovers;
     }
 }
 

@@ -28,7 +28,7 @@ const CONVERGE_ROUNDS: u32 = 1600;
 
 pub struct World {
     agents: Vec<Agent>,
-    line: Line,
+    pub(crate) line: Line,
 }
 
 /// One run: `steps` steps with the faults of the seed, then none.
@@ -320,7 +320,7 @@ impl World {
     async fn fault(&mut self) {
         let faults = self.line.faults;
         let agent = self.line.random.random_range(0..self.agents.len());
-        match self.line.random.random_range(0..18) {
+        match self.line.random.random_range(0..19) {
             0 if faults.agent_crash => {
                 self.line.note(format!("{} is killed", self.agents[agent].label));
                 self.agents[agent].start();
@@ -375,7 +375,8 @@ impl World {
                 self.line.note(format!("{}'s record is lost", self.agents[agent].label));
                 self.agents[agent].lose_record();
             }
-            17 => {
+            17 if faults.failover => self.fail_over(self.agents[agent].server).await,
+            18 => {
                 let most = self.agents[agent].disks.len();
                 let disks = self.line.random.random_range(1..=most);
                 self.line.note(format!("{} is to protect {disks} disks", self.agents[agent].label));
@@ -523,6 +524,7 @@ impl World {
             agent.want(2);
         }
         self.reopen().await;
+        self.give_all_back().await;
         for round in 0..CONVERGE_ROUNDS {
             self.put_spools_right();
             for agent in &mut self.agents {

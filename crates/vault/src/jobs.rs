@@ -16,6 +16,7 @@
 //! [`steps`] has what each step does, and how it is undone.
 
 mod conflicts;
+mod hydration;
 mod request;
 mod runner;
 mod source;
@@ -61,6 +62,9 @@ pub enum JobError {
     /// The source does not do its part of a planned failover.
     #[error("{0}")]
     Source(String),
+    /// The disks were not copied.
+    #[error("{0}")]
+    NotCopied(String),
     /// Somebody wants the job to end, or the vault stops.
     #[error("it was interrupted")]
     Interrupted,

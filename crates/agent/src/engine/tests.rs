@@ -196,7 +196,11 @@ impl Bench {
                     *left = left.saturating_sub(1);
                 }
                 Event::Round(RoundEnd::Done(RoundDone {
-                    parts: if is_written { parts } else { round.open.iter().map(|open| (open.disk, open.part)).collect() },
+                    parts: if is_written {
+                        parts
+                    } else {
+                        round.open.iter().map(|open| (open.disk, open.part)).collect()
+                    },
                     sent_bytes: if is_written { 4096 } else { 0 },
                     deferred: false,
                     more: false,

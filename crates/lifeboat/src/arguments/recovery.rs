@@ -104,6 +104,22 @@ pub enum MachineCommand {
         #[arg(long)]
         follow: bool,
     },
+    /// Copy the disks of a server that has failed over to files of the recovery site while its machine runs, and
+    /// let it go on with them: from then on it no longer needs the vault's volume.
+    Hydrate {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// How the copies are kept.
+        #[arg(long, value_enum, default_value = "qcow2")]
+        format: LocalFormatArgument,
+        /// Bytes a second that the copy of each disk may take; without it, as many as it can.
+        #[arg(long, value_name = "BYTES")]
+        limit: Option<u64>,
+        /// Come back at once with the job.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// The screen of a server's machine, as a PNG image.
     Screenshot {
         /// Name, id or unique beginning of an id.
@@ -199,6 +215,14 @@ pub struct TargetSettings {
     /// In which time it has to come up.
     #[arg(long)]
     pub up_within: Option<Span>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum LocalFormatArgument {
+    /// Byte for byte.
+    Raw,
+    /// QEMU's format, which holds only what was written.
+    Qcow2,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -220,6 +220,7 @@ pub fn kind_words(kind: JobKind) -> &'static str {
         JobKind::PlannedFailover => "planned failover",
         JobKind::ChangePoint => "change of point",
         JobKind::Commit => "commit",
+        JobKind::Hydrate => "copying of the disks",
     }
 }
 

@@ -3,9 +3,10 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use lifeboat_api::{Machine, MachinePurpose, MachineState};
+use lifeboat_api::{Hydrate, LocalFormat, Machine, MachinePurpose, MachineState};
 
-use crate::arguments::{MachineCommand, Output, SiteArguments};
+use crate::arguments::{LocalFormatArgument, MachineCommand, Output, SiteArguments};
+use crate::command::job::finish;
 use crate::failure::{Answer, Failure};
 use crate::site;
 use crate::table::{print_json, print_line, print_table, time};
@@ -42,6 +43,14 @@ pub async fn run(arguments: &SiteArguments, command: MachineCommand) -> Result<A
                 }
                 console = vault.console(&server, console.next).await?;
             }
+        }
+        MachineCommand::Hydrate { server, format, limit, no_wait } => {
+            let format = match format {
+                LocalFormatArgument::Raw => LocalFormat::Raw,
+                LocalFormatArgument::Qcow2 => LocalFormat::Qcow2,
+            };
+            let job = vault.hydrate(&server, &Hydrate { format, bytes_per_second: limit }).await?;
+            return finish(arguments, &vault, job, no_wait, None).await;
         }
         MachineCommand::Screenshot { server, file } => {
             let png = vault.screenshot(&server).await?;

@@ -4,8 +4,11 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use lifeboat_api::{ChangePoint, CleanUp, Console, ErrorBody, Failover, Job, Machine, Target, TestFailover};
-use lifeboat_compute::ComputeError;
+use lifeboat_api::{
+    ChangePoint, CleanUp, Console, ErrorBody, Failover, Hydrate, Job, LocalFormat, Machine, Target,
+    TestFailover,
+};
+use lifeboat_compute::{ComputeError, DiskFormat};
 use lifeboat_transport::{ApiError, OperatorPeer, StatusCode};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -29,6 +32,7 @@ pub(super) fn routes() -> OpenApiRouter<VaultService> {
         .routes(routes!(planned_failover))
         .routes(routes!(change_point))
         .routes(routes!(commit))
+        .routes(routes!(hydrate))
         .routes(routes!(jobs))
         .routes(routes!(job))
         .routes(routes!(cancel))
@@ -121,6 +125,24 @@ async fn commit(
     Path(server): Path<String>,
 ) -> Result<(StatusCode, Json<Job>), ApiError> {
     begin(&service, &server, JobRequest::Commit).await
+}
+
+/// Copies the disks of a machine that took over to the recovery site's storage, while it runs.
+#[utoipa::path(
+    post, path = "/v1/servers/{server}/machine/hydrate", params(("server" = String, Path)),
+    request_body = Hydrate, responses((status = 202, body = Job), (status = "default", body = ErrorBody))
+)]
+async fn hydrate(
+    State(service): State<VaultService>,
+    _: OperatorPeer,
+    Path(server): Path<String>,
+    Json(body): Json<Hydrate>,
+) -> Result<(StatusCode, Json<Job>), ApiError> {
+    let format = match body.format {
+        LocalFormat::Raw => DiskFormat::Raw,
+        LocalFormat::Qcow2 => DiskFormat::Qcow2,
+    };
+    begin(&service, &server, JobRequest::Hydrate { format, bytes_per_second: body.bytes_per_second }).await
 }
 
 async fn begin(
@@ -328,6 +350,7 @@ impl std::convert::From<JobError> for ApiError {
             JobError::Compute(error) => compute_error(&error),
             error @ (JobError::NotUp(_)
             | JobError::Source(_)
+            | JobError::NotCopied(_)
             | JobError::Interrupted
             | JobError::MadeToFail) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "job_failed", error.to_string())

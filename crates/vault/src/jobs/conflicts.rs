@@ -127,7 +127,9 @@ pub(super) fn check(request: &JobRequest, recovery: Option<&RecoveryRow>) -> Res
         {
             Ok(())
         }
+        (JobRequest::Hydrate { .. }, Some((MachinePurpose::Failover, _))) => Ok(()),
         (_, Some((MachinePurpose::Failover, point))) => Err(failed_over(point)),
+        (JobRequest::Hydrate { .. }, _) => Err(Conflict::NotFailedOver("copy")),
         (JobRequest::ChangePoint { .. }, _) => Err(Conflict::NotFailedOver("change")),
         (JobRequest::Commit, _) => Err(Conflict::NotFailedOver("commit")),
     }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use lifeboat_api::{JobKind, ProbeResult};
-use lifeboat_compute::MachineSpec;
+use lifeboat_compute::{DiskFormat, MachineSpec};
 use lifeboat_model::{MachineId, PointId, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +43,13 @@ pub enum JobRequest {
     },
     /// The failover is final.
     Commit,
+    /// The disks of the copy that took over are copied to this site, and it goes on with the copies.
+    Hydrate {
+        /// How the copies are kept.
+        format: DiskFormat,
+        /// At most so many bytes a second for each disk; as fast as it goes if none.
+        bytes_per_second: Option<u64>,
+    },
 }
 
 /// What a step does. [`super::steps`] does it.
@@ -77,6 +84,10 @@ pub enum Step {
     Retire,
     /// Makes the failover final.
     Commit,
+    /// Copies the disks, and moves the machine over to the copies.
+    CopyDisks,
+    /// Closes the volume that the machine no longer uses.
+    ReleaseVolume,
 }
 
 /// What the steps of a job have found and made so far, and the ids of what they will make.
@@ -107,6 +118,9 @@ pub struct Work {
     /// What shows that no write was lost; one sentence.
     #[serde(default)]
     pub nothing_lost: Option<String>,
+    /// Bytes of disk that were copied to this site.
+    #[serde(default)]
+    pub copied_bytes: u64,
 }
 
 /// Whether a machine came up.
@@ -138,6 +152,7 @@ impl Work {
             first_instruction: None,
             verdict: None,
             nothing_lost: None,
+            copied_bytes: 0,
         })
     }
 }
@@ -147,8 +162,9 @@ impl JobRequest {
     #[must_use]
     pub fn steps(&self) -> Vec<Step> {
         use Step::{
-            AwaitUp, ChoosePoint, CloseFormerVolume, CloseVolume, Commit, Fence, LastPoint, OpenVolume,
-            RemoveFormerMachine, RemoveMachine, Report, Retire, StandDown, StartMachine,
+            AwaitUp, ChoosePoint, CloseFormerVolume, CloseVolume, Commit, CopyDisks, Fence, LastPoint,
+            OpenVolume, ReleaseVolume, RemoveFormerMachine, RemoveMachine, Report, Retire, StandDown,
+            StartMachine,
         };
         match self {
             Self::Drill { keep: true, .. } => vec![ChoosePoint, OpenVolume, StartMachine, AwaitUp, Report],
@@ -168,6 +184,7 @@ impl JobRequest {
                 vec![ChoosePoint, OpenVolume, RemoveFormerMachine, StartMachine, CloseFormerVolume, AwaitUp]
             }
             Self::Commit => vec![Commit],
+            Self::Hydrate { .. } => vec![CopyDisks, ReleaseVolume],
         }
     }
 
@@ -184,6 +201,7 @@ impl JobRequest {
             Self::PlannedFailover => Some(Step::Retire),
             Self::CleanUp { .. } | Self::ChangePoint { .. } => Some(Step::RemoveFormerMachine),
             Self::Commit => Some(Step::Commit),
+            Self::Hydrate { .. } => Some(Step::ReleaseVolume),
         }
     }
 
@@ -203,7 +221,7 @@ impl JobRequest {
     pub(super) fn point(&self) -> Option<&str> {
         match self {
             Self::Drill { point, .. } | Self::Failover { point } | Self::ChangePoint { point } => Some(point),
-            Self::CleanUp { .. } | Self::PlannedFailover | Self::Commit => None,
+            Self::CleanUp { .. } | Self::PlannedFailover | Self::Commit | Self::Hydrate { .. } => None,
         }
     }
 
@@ -217,6 +235,7 @@ impl JobRequest {
             Self::PlannedFailover => JobKind::PlannedFailover,
             Self::ChangePoint { .. } => JobKind::ChangePoint,
             Self::Commit => JobKind::Commit,
+            Self::Hydrate { .. } => JobKind::Hydrate,
         }
     }
 
@@ -230,6 +249,7 @@ impl JobRequest {
             Self::PlannedFailover => "a planned failover",
             Self::ChangePoint { .. } => "a change of the recovery point",
             Self::Commit => "the commit of a failover",
+            Self::Hydrate { .. } => "the copying of a machine's disks",
         }
     }
 }
@@ -253,6 +273,8 @@ impl Step {
             Self::CloseVolume => "close the volume",
             Self::Retire => "let the source know",
             Self::Commit => "make the failover final",
+            Self::CopyDisks => "copy the disks to this site",
+            Self::ReleaseVolume => "close the volume",
         }
     }
 }

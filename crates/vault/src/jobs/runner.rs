@@ -180,7 +180,7 @@ impl Jobs {
         Ok(())
     }
 
-    async fn store(&self, job: &JobRow) -> Result<(), JobError> {
+    pub(super) async fn store(&self, job: &JobRow) -> Result<(), JobError> {
         self.vault.catalog().update_job(job).await?;
         self.vault.changed();
         Ok(())

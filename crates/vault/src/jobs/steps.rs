@@ -98,6 +98,8 @@ impl Jobs {
                 Ok(None)
             }
             Step::Commit => self.commit(job).await,
+            Step::CopyDisks => unless(order, self.copy_disks(job)).await,
+            Step::ReleaseVolume => self.release_volume(job).await,
         }
     }
 
@@ -108,7 +110,9 @@ impl Jobs {
             Step::Fence => Ok(self.vault.unfence(job.server, (self.clock)()).await?),
             Step::OpenVolume => self.forget(job, job.work.machine, job.work.volume).await,
             Step::StartMachine => Ok(self.provider.remove(job.work.machine).await?),
+            Step::CopyDisks => self.end_copies(job).await,
             Step::LastPoint
+            | Step::ReleaseVolume
             | Step::ChoosePoint
             | Step::RemoveFormerMachine
             | Step::CloseFormerVolume
@@ -324,7 +328,8 @@ fn purpose(request: &JobRequest) -> MachinePurpose {
         JobRequest::Failover { .. }
         | JobRequest::PlannedFailover
         | JobRequest::ChangePoint { .. }
-        | JobRequest::Commit => MachinePurpose::Failover,
+        | JobRequest::Commit
+        | JobRequest::Hydrate { .. } => MachinePurpose::Failover,
     }
 }
 

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use lifeboat_api::JobState;
+use lifeboat_compute::DiskFormat;
 use lifeboat_vault::jobs::{JobError, JobRequest, Step};
 
 use crate::site::{Once, Site, drill, failover};
 
-/// All steps that there are.
-const STEPS: [Step; 12] = [
+/// All steps but those in which a source has a part.
+const STEPS: [Step; 14] = [
     Step::LastPoint,
     Step::Fence,
     Step::ChoosePoint,
@@ -21,6 +22,8 @@ const STEPS: [Step; 12] = [
     Step::RemoveMachine,
     Step::CloseVolume,
     Step::Commit,
+    Step::CopyDisks,
+    Step::ReleaseVolume,
 ];
 
 /// Runs every kind of job once; each ends as `ended` says.
@@ -36,6 +39,9 @@ async fn whole_life(site: &Site, mut ended: impl AsyncFnMut(&Site, JobRequest)) 
     assert!(site.console().await.contains("first login: "));
     assert_eq!(site.provider_machines().await, 1);
     assert_eq!(site.volumes.list().await.unwrap().len(), 1);
+    ended(site, JobRequest::Hydrate { format: DiskFormat::Raw, bytes_per_second: None }).await;
+    assert_eq!(site.provider_machines().await, 1);
+    assert_eq!(site.volumes.list().await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

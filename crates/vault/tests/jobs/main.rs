@@ -4,6 +4,7 @@
 
 mod failing;
 mod fencing;
+mod hydration;
 mod life;
 mod site;
 #[allow(dead_code, reason = "shared with the tests of the vault")]

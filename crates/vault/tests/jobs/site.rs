@@ -119,6 +119,15 @@ impl Site {
         }
     }
 
+    /// Waits until the console of the server's machine shows a text so many times.
+    pub async fn until_console(&self, text: &str, times: usize) {
+        let begun = std::time::Instant::now();
+        while self.console().await.matches(text).count() < times {
+            assert!(begun.elapsed() < PATIENCE, "{}", self.console().await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// What the server's machine has written to its console.
     pub async fn console(&self) -> String {
         self.jobs.console(SERVER, 0).await.unwrap().text

@@ -7,6 +7,7 @@
 mod agent;
 mod capture;
 mod delta;
+mod failover;
 mod gateway;
 mod image;
 mod initial;
@@ -53,6 +54,8 @@ enum Bench {
     Volume,
     /// Many agents into one process server.
     Gateway,
+    /// From the command to the guest's first instruction, and guests on volumes.
+    Failover,
 }
 
 impl Bench {
@@ -65,6 +68,7 @@ impl Bench {
             Self::Delta => delta::run(quick),
             Self::Volume => volume::run(quick),
             Self::Gateway => gateway::run(quick),
+            Self::Failover => failover::run(quick),
         }
     }
 }

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 pub struct Roles {
     pub process_server: SocketAddr,
     pub process_server_pid: u32,
+    pub vault_pid: u32,
     vault: SocketAddr,
     home: TempDir,
     children: Vec<Child>,
@@ -29,7 +30,8 @@ impl Roles {
         issue(&dir, "process-server", "gateway", &["--name", "bench", "--host", "127.0.0.1"]);
         issue(&dir, "operator", "operator", &["--name", "bench"]);
         let settings = format!(
-            "listen = \"{vault}\"\ncredentials = \"{}\"\nstate = \"{}\"\n[nbd]\nsocket_directory = \"{}\"\n",
+            "listen = \"{vault}\"\ncredentials = \"{}\"\nstate = \"{}\"\n[nbd]\nsocket_directory = \"{}\"\n\
+             [machines]\nstop_with_vault = true\n",
             text(&dir.join("vault")),
             text(&dir.join("vault-state")),
             text(&dir.join("nbd"))
@@ -42,8 +44,9 @@ impl Roles {
             text(&dir.join("gateway-state"))
         );
         fs::write(dir.join("process-server.toml"), settings).unwrap();
-        let mut roles = Self { process_server, process_server_pid: 0, vault, home, children: Vec::new() };
-        roles.start_role("vault", vault);
+        let children = Vec::new();
+        let mut roles = Self { process_server, process_server_pid: 0, vault_pid: 0, vault, home, children };
+        roles.vault_pid = roles.start_role("vault", vault);
         roles.process_server_pid = roles.start_role("process-server", process_server);
         roles
     }
@@ -67,7 +70,12 @@ impl Roles {
 
     /// Issues the certificate of a new agent; answers where it is.
     pub fn new_agent(&self, number: usize) -> PathBuf {
-        let name = format!("agent-{number}");
+        self.new_agent_named(&number.to_string())
+    }
+
+    /// Issues the certificate of a new agent; answers where it is.
+    pub fn new_agent_named(&self, name: &str) -> PathBuf {
+        let name = format!("agent-{name}");
         issue(self.dir(), "agent", &name, &[]);
         self.dir().join(name)
     }

@@ -9,8 +9,8 @@ use lifeboat_model::{BlockDigest, DiskNumber, Epoch, Part};
 use lifeboat_transport::{Client, ClientError, ClientSettings, Method, StatusCode};
 use lifeboat_trust::Credentials;
 use lifeboat_wire::agent::{
-    AgentReport, Assignment, DigestRequest, DiskDescription, DiskState, PartReceipt, RequestResult,
-    SealPoint, SealReceipt,
+    AgentReport, Assignment, DescribeDisk, DigestRequest, DiskState, PartReceipt, RequestResult, SealPoint,
+    SealReceipt,
 };
 use lifeboat_wire::agent_path;
 
@@ -30,14 +30,16 @@ const SEAL_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct ProcessServer {
     clients: Vec<Client>,
     current: AtomicUsize,
+    /// The life of this agent, without which nothing is written.
+    writer: u64,
 }
 
 impl ProcessServer {
     /// Nothing is called yet.
-    pub fn new(urls: &[String], credentials: &Credentials) -> Result<Self, ClientError> {
+    pub fn new(urls: &[String], credentials: &Credentials, writer: u64) -> Result<Self, ClientError> {
         let settings = ClientSettings { json_bytes_max: 16 << 20, ..ClientSettings::default() };
         let clients = urls.iter().map(|url| Client::with_settings(url, credentials, settings.clone()));
-        Ok(Self { clients: clients.collect::<Result<_, _>>()?, current: AtomicUsize::new(0) })
+        Ok(Self { clients: clients.collect::<Result<_, _>>()?, current: AtomicUsize::new(0), writer })
     }
 
     /// Shows another certificate from now on.
@@ -45,11 +47,7 @@ impl ProcessServer {
         self.clients.iter().try_for_each(|client| client.renew(credentials))
     }
 
-    pub async fn describe(
-        &self,
-        disk: DiskNumber,
-        description: &DiskDescription,
-    ) -> Result<DiskState, Failure> {
+    pub async fn describe(&self, disk: DiskNumber, description: &DescribeDisk) -> Result<DiskState, Failure> {
         let result = self.client().put(&agent_path::disk(disk), description).await;
         self.judged(result)
     }
@@ -65,12 +63,13 @@ impl ProcessServer {
     where
         S: Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
     {
-        let call = self.client().call(Method::PUT, &agent_path::part(disk, epoch, part)).stream(body, None);
-        self.judged(call.send().await)
+        let call = self.client().call(Method::PUT, &agent_path::part(disk, epoch, part));
+        self.judged(call.query(&[("writer", self.writer)]).stream(body, None).send().await)
     }
 
     pub async fn seal(&self, seal: &SealPoint) -> Result<SealReceipt, Failure> {
-        let call = self.client().call(Method::POST, agent_path::POINTS).json(seal).timeout(SEAL_TIMEOUT);
+        let call = self.client().call(Method::POST, agent_path::POINTS).query(&[("writer", self.writer)]);
+        let call = call.json(seal).timeout(SEAL_TIMEOUT);
         self.judged(call.send().await)
     }
 

@@ -29,9 +29,16 @@ pub struct Record {
     /// The time T of the newest point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_point: Option<Timestamp>,
+    /// The agent's last life: a number drawn at its start; 0 before the first.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub life: u64,
     /// The operator's request for a resync that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resync_request: Option<u64>,
+}
+
+const fn is_none(life: &u64) -> bool {
+    *life == 0
 }
 
 /// What is remembered of one disk.
@@ -52,6 +59,9 @@ pub struct DiskRecord {
     /// The open epoch and how many parts of it are known to be durable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent: Option<Sent>,
+    /// The life whose answer about this disk was taken in last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<u64>,
     /// The newest sealed point that has this disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<PointId>,
@@ -131,6 +141,7 @@ impl Default for Record {
             disks: BTreeMap::new(),
             pending: None,
             last_point: None,
+            life: 0,
             resync_request: None,
         }
     }
@@ -147,6 +158,7 @@ impl DiskRecord {
             protected: true,
             attaching: false,
             sent: None,
+            writer: None,
             sealed: None,
             sync: Sync::New,
         }

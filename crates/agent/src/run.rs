@@ -145,7 +145,9 @@ impl Agent {
     ) -> Result<Self, RunError> {
         let credentials = credentials(settings)?;
         let (record, damaged) = Record::load(&settings.record_file()).map_err(RunError::of)?;
-        let server = ProcessServer::new(&settings.process_servers, &credentials).map_err(RunError::of)?;
+        let engine = Engine::new(record, settings.name(), Box::new(rand::random));
+        let server = ProcessServer::new(&settings.process_servers, &credentials, engine.life());
+        let server = server.map_err(RunError::of)?;
         let trackers = TrackerSet::open(&settings.pin_dir).map_err(RunError::of)?;
         let held_bytes_max = usize::try_from(settings.memory_bytes / 2).unwrap_or(usize::MAX);
         let options = CaptureOptions { held_bytes_max, ..CaptureOptions::default() };
@@ -188,7 +190,6 @@ impl Agent {
             Devices::new(capture, Arc::clone(&uplink), inbox.clone(), waiting, (quiesce, Arc::clone(quiet)));
         let turns = Arc::new(AtomicU64::new(0));
         let (results_sender, results) = unbounded_channel();
-        let engine = Engine::new(record, settings.name(), Box::new(rand::random));
         inbox.send(Event::Wanted(wanted(&settings.disks).disks));
         let (devices_sender, orders) = channel();
         let (copier_sender, jobs) = channel();

@@ -36,7 +36,7 @@ use crate::space::Space;
 use crate::spool::{KnownDisk, Spool};
 use crate::state_dir::{StateDir, StateError};
 
-pub use receive::PartTicket;
+pub use receive::{PartPlace, PartTicket};
 pub use upload::UploadError;
 
 /// Events kept until somebody takes them.
@@ -176,7 +176,8 @@ impl Gateway {
     }
 
     /// Takes an agent's description of a disk, with the vault's registration where it answered, and says
-    /// where the disk stands. `commits` is from before the vault was asked.
+    /// where the disk stands. `commits` is from before the vault was asked. With a claim the agent is the
+    /// one that writes to the disk from now on.
     ///
     /// # Errors
     /// When the disk is new here and there is no registration, or it cannot be written down.
@@ -185,6 +186,7 @@ impl Gateway {
         server: ServerId,
         disk: DiskNumber,
         description: &DiskDescription,
+        claim: Option<&WriterClaim>,
         registration: Option<(DiskRegistration, u64)>,
         wall: Timestamp,
     ) -> Result<DiskState, Refusal> {
@@ -206,6 +208,9 @@ impl Gateway {
             let mut fresh = ServerQueue::default();
             let queue = servers.get_mut(&server).unwrap_or(&mut fresh);
             let superseded = merge(queue, server, disk, description, registration, wall, events)?;
+            if let (Some(claim), Some(entry)) = (claim, queue.disks.get_mut(&disk)) {
+                claim.take(entry);
+            }
             let known = queue.known();
             servers.entry(server).or_insert(fresh);
             (known, superseded)
@@ -342,7 +347,9 @@ fn merge(
     let answer_is_old = commits != queue.commits || queue.committing;
     let sealed = queue.points.iter().any(|point| point.sealed.seal.disks.iter().any(|s| s.disk == number));
     let Some(disk) = queue.disks.get(&number) else {
-        let known = KnownDisk { description: description.clone(), registration: fresh, vault_knows: true };
+        let description = description.clone();
+        let known =
+            KnownDisk { description, registration: fresh, vault_knows: true, writer: 0, taken_over: None };
         queue.disks.insert(number, DiskQueue { known, open: next, receiving: None, publishing: false });
         return Ok(Vec::new());
     };
@@ -379,6 +386,37 @@ fn merge(
         queue.files.remove(key);
     }
     Ok(superseded)
+}
+
+/// Who an agent is that describes a disk, see [`lifeboat_wire::agent::DescribeDisk`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriterClaim {
+    /// Its life.
+    pub writer: u64,
+    /// The life that it goes on from.
+    pub follows: Option<u64>,
+    /// Counts its descriptions.
+    pub attempt: u64,
+    /// The newest one whose answer it has taken in.
+    pub heard: u64,
+}
+
+impl WriterClaim {
+    /// Makes it the writer. Whoever was it before writes no more.
+    fn take(&self, disk: &mut DiskQueue) {
+        let known = &mut disk.known;
+        if known.writer == self.writer {
+            known.taken_over = known.taken_over.filter(|attempt| self.heard < *attempt);
+            return;
+        }
+        // A life that did not say that it knows of another one may not have known.
+        let goes_on = known.writer == 0 || (Some(known.writer) == self.follows && known.taken_over.is_none());
+        known.taken_over = (!goes_on).then_some(self.attempt);
+        known.writer = self.writer;
+        if let Some(receiving) = disk.receiving.take() {
+            receiving.cancel.cancel();
+        }
+    }
 }
 
 fn push_event(events: &mut Vec<Event>, event: Event) {

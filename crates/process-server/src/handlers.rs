@@ -13,15 +13,17 @@ use futures::StreamExt;
 use lifeboat_model::{DiskNumber, Epoch, Part, ServerId};
 use lifeboat_transport::{AgentPeer, ApiError, Stopping};
 use lifeboat_wire::agent::{
-    AgentReport, Assignment, DigestRequest, DiskDescription, DiskState, RequestResult, SealPoint, SealReceipt,
+    AgentReport, Assignment, DescribeDisk, DigestRequest, DiskDescription, DiskState, RequestResult,
+    SealPoint, SealReceipt,
 };
 use lifeboat_wire::agent_path as path;
 use lifeboat_wire::process_server::{self, DiskRegistration, RegisterDisk, ServerResult};
 use serde::Deserialize;
 
 use crate::courier::Courier;
+use crate::gateway::{PartPlace, WriterClaim};
 use crate::link::{LinkError, VaultLink};
-use crate::receiver::{PartPlace, Receiver};
+use crate::receiver::Receiver;
 use crate::refusal::Refusal;
 
 /// The longest time for which an agent's question for its assignment is held back.
@@ -122,15 +124,22 @@ async fn assignment<V: VaultLink>(
     })
 }
 
+#[derive(Deserialize)]
+struct WriterQuery {
+    #[serde(default)]
+    writer: u64,
+}
+
 async fn seal<V: VaultLink>(
     State(desk): Shared<V>,
     AgentPeer(server): AgentPeer,
+    Query(WriterQuery { writer }): Query<WriterQuery>,
     Json(seal): Json<SealPoint>,
 ) -> Result<Json<SealReceipt>, Refused> {
     let sealed = async {
         desk.courier.desk.check_replicates(server)?;
         let (gateway, wall) = (Arc::clone(&desk.courier.gateway), desk.courier.clock.wall());
-        blocking(move || gateway.seal_point(server, &seal, wall)).await
+        blocking(move || gateway.seal_point(server, &seal, writer, wall)).await
     };
     let receipt = sealed.await?;
     desk.courier.report_soon.notify_one();
@@ -141,12 +150,14 @@ async fn describe<V: VaultLink>(
     State(desk): Shared<V>,
     AgentPeer(server): AgentPeer,
     Path(disk): Path<DiskNumber>,
-    Json(description): Json<DiskDescription>,
+    Json(DescribeDisk { description, writer, follows, attempt, heard }): Json<DescribeDisk>,
 ) -> Result<Json<DiskState>, Refused> {
+    let claim = WriterClaim { writer, follows, attempt, heard };
     let registration = register(&desk, server, disk, &description).await?;
     let (gateway, wall) = (Arc::clone(&desk.courier.gateway), desk.courier.clock.wall());
     let described =
-        blocking(move || gateway.describe_disk(server, disk, &description, registration, wall)).await;
+        blocking(move || gateway.describe_disk(server, disk, &description, Some(&claim), registration, wall))
+            .await;
     Ok(Json(described?))
 }
 
@@ -182,12 +193,13 @@ async fn part<V: VaultLink>(
     State(desk): Shared<V>,
     AgentPeer(server): AgentPeer,
     Path((disk, epoch, part)): Path<(DiskNumber, Epoch, Part)>,
+    Query(WriterQuery { writer }): Query<WriterQuery>,
     body: Body,
 ) -> Response {
     let mut body = body.into_data_stream();
     let received = async {
         desk.courier.desk.check_replicates(server)?;
-        let place = PartPlace { server, disk, epoch, part };
+        let place = PartPlace { server, disk, epoch, part, writer };
         desk.receiver.receive(place, &mut body).await
     };
     let refusal = match received.await {

@@ -40,7 +40,7 @@ mod uploader;
 mod write_behind;
 
 pub use clock::Clock;
-pub use gateway::{Behind, Gateway, PartTicket, Pauses, Snapshot, UploadError};
+pub use gateway::{Behind, Gateway, PartPlace, PartTicket, Pauses, Snapshot, UploadError, WriterClaim};
 pub use link::{LinkError, Pace, VaultLink};
 pub use queue::Upload;
 pub use receiver::MESSAGES_PER_PART_MAX;

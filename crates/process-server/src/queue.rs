@@ -290,6 +290,7 @@ impl ServerQueue {
             next_part: Part(next_part),
             sealed: newest.map(|(point, _)| point).or(registration.committed.map(|(point, _)| point)),
             copy_bytes: open_bytes.or(newest.map(|(_, bytes)| bytes)).or(registration.committed_bytes),
+            other_writer: disk.known.taken_over.is_some(),
         })
     }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use lifeboat_hrl::{FileId, FileSummary, HrlError, Problem, SealedFrame, Writer};
-use lifeboat_model::{DiskNumber, Epoch, Extent, Part, ServerId, blocks_of_bytes};
+use lifeboat_model::{Extent, blocks_of_bytes};
 use lifeboat_wire::agent::PartReceipt;
 use lifeboat_wire::process_server::SpoolState;
 use lifeboat_wire::stream::{Decoder, Message};
@@ -27,7 +27,7 @@ use rand::rngs::OsRng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
-use crate::gateway::{Gateway, PartTicket};
+use crate::gateway::{Gateway, PartPlace, PartTicket};
 use crate::refusal::Refusal;
 use crate::sealing_pool::{Lane, SealingPool};
 use crate::settings::SpoolSettings;
@@ -57,15 +57,6 @@ pub(crate) struct Receiver {
     pub clock: Clock,
 }
 
-/// Where a part belongs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PartPlace {
-    pub server: ServerId,
-    pub disk: DiskNumber,
-    pub epoch: Epoch,
-    pub part: Part,
-}
-
 enum Step {
     Frame(oneshot::Receiver<lifeboat_hrl::Result<SealedFrame>>, OwnedSemaphorePermit),
     Zeroes(Extent),
@@ -85,9 +76,8 @@ impl Receiver {
     ) -> Result<PartReceipt, Refusal> {
         let body = std::pin::pin!(body);
         check_room(&self.gateway, &self.spool)?;
-        let PartPlace { server, disk, epoch, part } = place;
-        let ticket =
-            self.gateway.begin_part(server, disk, epoch, part, fresh_file_id()?, self.compression_level)?;
+        let disk = place.disk;
+        let ticket = self.gateway.begin_part(place, fresh_file_id()?, self.compression_level)?;
         let ticket = Arc::new(ticket);
         let (steps, inbox) = mpsc::channel(self.pool.workers() * 2 + 2);
         let writer = PartWriter {

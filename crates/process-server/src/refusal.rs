@@ -20,6 +20,11 @@ pub enum Refusal {
     WrongEpoch { disk: DiskNumber, epoch: Epoch, state: Box<DiskState> },
     #[error("part {part} of epoch {epoch} of disk {disk} is not the next one: go on with part {}", state.next_part)]
     WrongPart { disk: DiskNumber, epoch: Epoch, part: Part, state: Box<DiskState> },
+    #[error(
+        "another agent with this server's certificate has described disk {disk} since: it goes on after it has \
+         described and compared the disk again"
+    )]
+    OtherWriter { disk: DiskNumber },
     #[error("part {part} of epoch {epoch} of disk {disk} is durable already: go on with epoch {}, part {}", state.epoch, state.next_part)]
     AlreadyDurable { disk: DiskNumber, epoch: Epoch, part: Part, state: Box<DiskState> },
     #[error(
@@ -87,6 +92,7 @@ impl Refusal {
             Self::UnknownDisk { .. } => 404,
             Self::WrongEpoch { .. }
             | Self::WrongPart { .. }
+            | Self::OtherWriter { .. }
             | Self::AlreadyDurable { .. }
             | Self::PartsDiffer { .. }
             | Self::SizeDiffers { .. }
@@ -120,6 +126,7 @@ impl Refusal {
             Self::UnknownDisk { .. } => "unknown_disk",
             Self::WrongEpoch { .. } => "wrong_epoch",
             Self::WrongPart { .. } => "wrong_part",
+            Self::OtherWriter { .. } => "other_writer",
             Self::AlreadyDurable { .. } => "part_already_durable",
             Self::PartsDiffer { .. } => "parts_differ",
             Self::SizeDiffers { .. } => "size_differs",

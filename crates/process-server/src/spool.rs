@@ -37,6 +37,16 @@ pub(crate) struct KnownDisk {
     pub registration: DiskRegistration,
     /// The vault was told this description.
     pub vault_knows: bool,
+    /// The life of the agent that described it last; 0 for one that says nothing of it.
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub writer: u64,
+    /// With this attempt it took the disk over from another, and has not said yet that it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_over: Option<u64>,
+}
+
+const fn is_unknown(writer: &u64) -> bool {
+    *writer == 0
 }
 
 /// All disks of a server.

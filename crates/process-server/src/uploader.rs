@@ -117,7 +117,7 @@ impl<V: VaultLink> Uploader<V> {
                             (Arc::clone(&self.gateway), description.clone(), self.clock.wall());
                         let fresh = Some((fresh, commits));
                         let noted = tokio::task::spawn_blocking(move || {
-                            gateway.describe_disk(server, disk, &description, fresh, wall)
+                            gateway.describe_disk(server, disk, &description, None, fresh, wall)
                         });
                         noted.await.is_ok_and(|noted| noted.is_ok())
                     }

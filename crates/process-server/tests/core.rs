@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use common::{begin, describe, files_ending, seal_disk, seal_of, send_part};
 use jiff::Timestamp;
+use lifeboat_hrl::FileId;
 use lifeboat_model::{DiskNumber, Epoch, Part, PointId, ServerId};
-use lifeboat_process_server::{Gateway, LinkError, UploadError, set_aside};
+use lifeboat_process_server::{Gateway, LinkError, PartPlace, UploadError, WriterClaim, set_aside};
 use lifeboat_wire::event::Severity;
 use lifeboat_wire::process_server::CommitReceipt;
 
@@ -71,7 +72,7 @@ fn wrong_numbers_are_answered_with_where_the_disk_stands() {
         (vec![seal_disk(0, 1, 1), seal_disk(1, 1, 0)], "unknown_disk"),
         (vec![lifeboat_wire::agent::SealDisk { bytes: 4096, ..seal_disk(0, 1, 1) }], "size_differs"),
     ] {
-        let refusal = gateway.seal_point(SERVER, &seal_of(1, disks), WALL).unwrap_err();
+        let refusal = gateway.seal_point(SERVER, &seal_of(1, disks), 0, WALL).unwrap_err();
         assert_eq!(refusal.code(), code, "{refusal}");
     }
     assert!(files_ending(&dir.path().join("state/points"), "").is_empty());
@@ -84,7 +85,7 @@ fn points_are_committed_in_order_although_files_are_stored_in_any() {
     describe(&gateway, SERVER, DISK);
     for point in 1..=3 {
         send_part(&gateway, SERVER, DISK, Epoch(point), Part(0), point).unwrap();
-        gateway.seal_point(SERVER, &seal_of(point, vec![seal_disk(0, point, 1)]), WALL).unwrap();
+        gateway.seal_point(SERVER, &seal_of(point, vec![seal_disk(0, point, 1)]), 0, WALL).unwrap();
     }
     let now = Duration::ZERO;
     let uploads: Vec<_> = std::iter::from_fn(|| gateway.next_upload(now)).collect();
@@ -152,7 +153,7 @@ fn a_damaged_file_is_reported_kept_and_stops_its_server_until_it_is_set_aside() 
         describe(&gateway, server, DISK);
         for epoch in 1..=3 {
             send_part(&gateway, server, DISK, Epoch(epoch), Part(0), epoch).unwrap();
-            gateway.seal_point(server, &seal_of(epoch, vec![seal_disk(0, epoch, 1)]), WALL).unwrap();
+            gateway.seal_point(server, &seal_of(epoch, vec![seal_disk(0, epoch, 1)]), 0, WALL).unwrap();
         }
     }
     drop(gateway);
@@ -182,7 +183,7 @@ fn a_damaged_file_is_reported_kept_and_stops_its_server_until_it_is_set_aside() 
     assert_eq!(gateway.disk_state(OTHER, DISK).unwrap().epoch, Epoch(4));
     let committed = Some((PointId::new(1), Epoch(1)));
     let fresh = Some((common::registration(SERVER, DISK, committed), gateway.commits(SERVER)));
-    let state = gateway.describe_disk(SERVER, DISK, &common::description(), fresh, WALL).unwrap();
+    let state = gateway.describe_disk(SERVER, DISK, &common::description(), None, fresh, WALL).unwrap();
     assert_eq!((state.epoch, state.sealed), (Epoch(2), Some(PointId::new(1))));
     send_part(&gateway, SERVER, DISK, Epoch(2), Part(0), 9).unwrap();
 }
@@ -217,7 +218,7 @@ fn every_kind_of_loss_in_the_spool_is_noticed_at_the_start() {
         let gateway = common::open(&path).unwrap();
         describe(&gateway, SERVER, DISK);
         send_part(&gateway, SERVER, DISK, Epoch(1), Part(0), 1).unwrap();
-        gateway.seal_point(SERVER, &seal_of(1, vec![seal_disk(0, 1, 1)]), WALL).unwrap();
+        gateway.seal_point(SERVER, &seal_of(1, vec![seal_disk(0, 1, 1)]), 0, WALL).unwrap();
         send_part(&gateway, SERVER, DISK, Epoch(2), Part(0), 2).unwrap();
         send_part(&gateway, SERVER, DISK, Epoch(2), Part(1), 3).unwrap();
         drop(gateway);
@@ -242,7 +243,7 @@ fn a_crash_at_any_moment_of_a_commit_leaves_nothing_half() {
     let gateway = common::open(&path).unwrap();
     describe(&gateway, SERVER, DISK);
     send_part(&gateway, SERVER, DISK, Epoch(1), Part(0), 1).unwrap();
-    gateway.seal_point(SERVER, &seal_of(1, vec![seal_disk(0, 1, 1)]), WALL).unwrap();
+    gateway.seal_point(SERVER, &seal_of(1, vec![seal_disk(0, 1, 1)]), 0, WALL).unwrap();
     let point = files_ending(&path.join("points"), ".json").remove(0);
     let file = path.join(format!("spool/{SERVER}/0/1-0.hrl"));
     let (point_bytes, file_bytes) = (fs::read(&point).unwrap(), fs::read(&file).unwrap());
@@ -271,7 +272,7 @@ fn a_vault_that_went_back_or_went_past_is_noticed() {
     describe(&gateway, SERVER, DISK);
     let describe_with = |committed| {
         let fresh = Some((common::registration(SERVER, DISK, committed), gateway.commits(SERVER)));
-        gateway.describe_disk(SERVER, DISK, &common::description(), fresh, WALL).unwrap()
+        gateway.describe_disk(SERVER, DISK, &common::description(), None, fresh, WALL).unwrap()
     };
     send_part(&gateway, SERVER, DISK, Epoch(1), Part(0), 1).unwrap();
     // Another process server took the agent over for a while.
@@ -292,7 +293,48 @@ fn a_key_that_is_not_the_one_it_is_called_is_refused() {
     let mut registration = common::registration(SERVER, DISK, None);
     registration.key_id = common::disk_key(OTHER, DISK).id().to_string();
     let described =
-        gateway.describe_disk(SERVER, DISK, &common::description(), Some((registration, 0)), WALL);
+        gateway.describe_disk(SERVER, DISK, &common::description(), None, Some((registration, 0)), WALL);
     assert_eq!(described.unwrap_err().code(), "unusable_key");
     assert_eq!(gateway.disk_state(SERVER, DISK), None);
+}
+
+/// Two agents with one certificate: whoever described the disk last writes, and the other is told.
+#[test]
+fn an_agent_whose_turn_was_taken_is_told_until_it_says_that_it_knows() {
+    let dir = common::fast_dir();
+    let path = dir.path().join("state");
+    let claim = |gateway: &Gateway, writer, follows, attempt, heard| {
+        let claim = WriterClaim { writer, follows, attempt, heard };
+        let registration = Some((common::registration(SERVER, DISK, None), gateway.commits(SERVER)));
+        let described =
+            gateway.describe_disk(SERVER, DISK, &common::description(), Some(&claim), registration, WALL);
+        described.unwrap().other_writer
+    };
+    let begin = |gateway: &Gateway, writer| {
+        let (epoch, part) = (Epoch(1), Part(0));
+        let place = PartPlace { server: SERVER, disk: DISK, epoch, part, writer };
+        gateway.begin_part(place, FileId([u8::try_from(writer).unwrap(); 16]), 1)
+    };
+    let gateway = common::open(&path).unwrap();
+    assert!(!claim(&gateway, 1, None, 1, 0), "nobody was there before");
+    let ticket = begin(&gateway, 1).unwrap();
+    assert!(claim(&gateway, 2, None, 1, 0), "the other one has written");
+    assert!(ticket.taken_over.is_cancelled());
+    let summary = common::write_partial(&ticket, 1, 1);
+    assert_eq!(gateway.finish_part(&ticket, summary).unwrap_err().code(), "superseded");
+    assert_eq!(begin(&gateway, 1).unwrap_err().code(), "other_writer");
+    let seal = seal_of(1, vec![seal_disk(0, 1, 0)]);
+    assert_eq!(gateway.seal_point(SERVER, &seal, 1, WALL).unwrap_err().code(), "other_writer");
+
+    // The first one again. Its answer is lost, and the process server restarts.
+    assert!(claim(&gateway, 1, None, 2, 1));
+    drop(gateway);
+    let gateway = common::open(&path).unwrap();
+    assert_eq!(begin(&gateway, 2).unwrap_err().code(), "other_writer");
+    assert!(claim(&gateway, 1, None, 3, 1), "it is told again");
+    // A next life cannot know what that one has not heard.
+    assert!(claim(&gateway, 3, Some(1), 1, 0));
+    assert!(!claim(&gateway, 3, Some(1), 2, 1), "it has heard");
+    assert!(!claim(&gateway, 4, Some(3), 1, 0), "the life after it goes on");
+    begin(&gateway, 4).unwrap();
 }

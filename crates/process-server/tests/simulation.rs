@@ -207,7 +207,7 @@ impl World {
                 let (epoch, parts) = self.open[&(server, DiskNumber(0))];
                 let point = self.fresh();
                 let seal = seal_of(point, vec![seal_disk(0, epoch.0, parts + 1)]);
-                let refused = self.gateway().seal_point(server, &seal, WALL).unwrap_err();
+                let refused = self.gateway().seal_point(server, &seal, 0, WALL).unwrap_err();
                 assert!(matches!(refused, Refusal::PartsDiffer { .. }), "{refused}");
             }
             Step::Upload { answer } => {
@@ -274,13 +274,13 @@ impl World {
             .collect();
         let point = self.fresh();
         let seal = seal_of(point, disks);
-        self.gateway().seal_point(server, &seal, WALL).unwrap();
+        self.gateway().seal_point(server, &seal, 0, WALL).unwrap();
         if again {
-            let receipt = self.gateway().seal_point(server, &seal, WALL).unwrap();
+            let receipt = self.gateway().seal_point(server, &seal, 0, WALL).unwrap();
             assert_eq!(receipt.point, seal.point);
             let mut other = seal.clone();
             other.disks.pop();
-            let refused = self.gateway().seal_point(server, &other, WALL).unwrap_err();
+            let refused = self.gateway().seal_point(server, &other, 0, WALL).unwrap_err();
             assert!(matches!(refused, Refusal::PointDiffers { .. }), "{refused}");
         }
         for disk in (0..DISKS).map(DiskNumber) {
@@ -367,7 +367,7 @@ impl World {
         let commits = self.gateway().commits(server).wrapping_sub(u64::from(lag > 0));
         let registration = (!vault_away).then(|| (common::registration(server, disk, committed), commits));
         let gateway = self.gateway();
-        gateway.describe_disk(server, disk, &common::description(), registration, WALL).unwrap();
+        gateway.describe_disk(server, disk, &common::description(), None, registration, WALL).unwrap();
         assert!(gateway.take_events().is_empty());
     }
 

@@ -191,6 +191,7 @@ impl Agent {
 
     /// Does its next thing or hears the oldest news; false when there is nothing to do now.
     pub async fn go(&mut self, line: &mut Line) -> bool {
+        line.writer = self.engine.life();
         if let Some(action) = self.engine.next(line.now) {
             self.perform(action, line).await;
         } else if let Some(event) = self.news.pop_front() {

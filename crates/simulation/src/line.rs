@@ -12,11 +12,11 @@ use jiff::{SignedDuration, Timestamp};
 use lifeboat_agent::engine::{Failure, OpenEpoch};
 use lifeboat_hrl::verify_file;
 use lifeboat_model::{BlockDigest, DiskNumber, PointId, ServerId};
-use lifeboat_process_server::{Gateway, LinkError, Refusal, UploadError};
+use lifeboat_process_server::{Gateway, LinkError, Refusal, UploadError, WriterClaim};
 use lifeboat_vault::catalog::PointFilter;
 use lifeboat_vault::{Vault, VaultError, VolumesError};
 use lifeboat_volume::PointDisk;
-use lifeboat_wire::agent::{DigestRequest, DiskDescription, DiskState, SealPoint};
+use lifeboat_wire::agent::{DescribeDisk, DigestRequest, DiskDescription, DiskState, SealPoint};
 use lifeboat_wire::process_server::{self, CommitPoint, CommitReceipt, DiskRegistration, GrantRequest};
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -67,6 +67,8 @@ pub struct Line {
     pub recovery: RecoverySite,
     pub model: Model,
     pub next_value: u32,
+    /// The life of the agent whose turn it is.
+    pub writer: u64,
 }
 
 impl Line {
@@ -145,8 +147,10 @@ impl Line {
         &mut self,
         server: ServerId,
         disk: DiskNumber,
-        description: &DiskDescription,
+        described: &DescribeDisk,
     ) -> Result<DiskState, Failure> {
+        let DescribeDisk { description, writer, follows, attempt, heard } = described;
+        let claim = WriterClaim { writer: *writer, follows: *follows, attempt: *attempt, heard: *heard };
         let fate = self.agents_fate();
         if fate == Fate::NotSent {
             return Err(Failure::Away("cut off".into()));
@@ -159,8 +163,8 @@ impl Line {
             Err(error) if known && error.retry_helps() => None,
             Err(error) => return Err(self.judge("describe", &Refusal::Vault(error))),
         };
-        let described =
-            gateway.describe_disk(server, disk, description, registration, self.wall(self.clocks.site_ms));
+        let wall = self.wall(self.clocks.site_ms);
+        let described = gateway.describe_disk(server, disk, description, Some(&claim), registration, wall);
         self.take_events(self.current);
         let state = match described {
             Ok(state) => state,
@@ -186,7 +190,7 @@ impl Line {
         let gateway = self.gateway()?;
         if self.chance(self.faults.site_crash, 10) {
             // In the middle of the file, or just before it gets its name.
-            if let Ok(ticket) = site::begin(&gateway, server, open, &mut self.random) {
+            if let Ok(ticket) = site::begin(&gateway, (server, self.writer), open, &mut self.random) {
                 let end = self.random.random_range(0..=stream.len());
                 let _ = site::write(&ticket, &stream[..end], &mut self.random);
             }
@@ -200,7 +204,7 @@ impl Line {
                 "  part {}-{} of disk {} is cut after {end} bytes",
                 open.epoch, open.part, open.disk
             ));
-            match site::receive(&gateway, server, open, &stream[..end], &mut self.random) {
+            match site::receive(&gateway, (server, self.writer), open, &stream[..end], &mut self.random) {
                 Written::Refused(refusal) => drop(self.judge("cut part", &refusal)),
                 Written::Durable(..) => {
                     panic!("a part that was cut after {end} of {} bytes counts", stream.len())
@@ -211,7 +215,7 @@ impl Line {
         let written = if self.chance(self.faults.streams, 20) {
             self.overtaken(&gateway, server, open, &stream)
         } else {
-            site::receive(&gateway, server, open, &stream, &mut self.random)
+            site::receive(&gateway, (server, self.writer), open, &stream, &mut self.random)
         };
         let summary = match written {
             Written::Durable(summary) => summary,
@@ -221,7 +225,7 @@ impl Line {
             PartPlace { site: self.current, server, disk: open.disk, epoch: open.epoch, part: open.part };
         self.model.acknowledged.insert(place, summary.digest);
         if self.chance(self.faults.streams, 30) {
-            match site::receive(&gateway, server, open, &stream, &mut self.random) {
+            match site::receive(&gateway, (server, self.writer), open, &stream, &mut self.random) {
                 Written::Refused(refusal) => {
                     assert_eq!(refusal.status(), 409, "a part sent twice: {refusal}");
                 }
@@ -247,11 +251,11 @@ impl Line {
 
     /// An earlier connection with the same part is still there, and ends after the later one began.
     fn overtaken(&mut self, gateway: &Gateway, server: ServerId, open: OpenEpoch, stream: &[u8]) -> Written {
-        let earlier = match site::begin(gateway, server, open, &mut self.random) {
+        let earlier = match site::begin(gateway, (server, self.writer), open, &mut self.random) {
             Ok(earlier) => earlier,
             Err(refusal) => return Written::Refused(refusal),
         };
-        let later = match site::begin(gateway, server, open, &mut self.random) {
+        let later = match site::begin(gateway, (server, self.writer), open, &mut self.random) {
             Ok(later) => later,
             Err(refusal) => return Written::Refused(refusal),
         };
@@ -274,7 +278,7 @@ impl Line {
             .iter()
             .filter_map(|disk| Some((*disk, gateway.disk_state(server, *disk)?.epoch)))
             .collect();
-        let sealed = gateway.seal_point(server, seal, self.wall(self.clocks.site_ms));
+        let sealed = gateway.seal_point(server, seal, self.writer, self.wall(self.clocks.site_ms));
         if let Err(refusal) = &sealed {
             return Err(self.judge("seal", refusal));
         }
@@ -287,7 +291,7 @@ impl Line {
         });
         self.note(format!("  point {} of {server} is sealed", seal.point));
         if self.chance(self.faults.streams, 50) {
-            let again = gateway.seal_point(server, seal, self.wall(self.clocks.site_ms));
+            let again = gateway.seal_point(server, seal, self.writer, self.wall(self.clocks.site_ms));
             assert_eq!(again.unwrap().point, seal.point, "the same seal again is answered the same");
         }
         if self.chance(self.faults.site_crash, 10) {
@@ -449,7 +453,7 @@ impl Line {
             let commits = gateway.commits(server);
             if let Ok(fresh) = self.register(server, disk, &request.description).await {
                 let (fresh, wall) = (Some((fresh, commits)), self.wall(self.clocks.site_ms));
-                let described = gateway.describe_disk(server, disk, &request.description, fresh, wall);
+                let described = gateway.describe_disk(server, disk, &request.description, None, fresh, wall);
                 if let Err(refusal) = described {
                     check_sentence(&refusal.to_string());
                 }

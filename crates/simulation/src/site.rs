@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use lifeboat_agent::engine::OpenEpoch;
 use lifeboat_hrl::{FileId, FileSummary, Writer};
 use lifeboat_model::{Part, ServerId, blocks_of_bytes};
-use lifeboat_process_server::{Gateway, PartTicket, Pauses, Refusal, StateDir, StateError};
+use lifeboat_process_server::{Gateway, PartPlace, PartTicket, Pauses, Refusal, StateDir, StateError};
 use lifeboat_wire::stream::{Decoder, Message};
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -66,12 +66,13 @@ fn collect(dir: &Path, found: &mut Vec<PathBuf>) {
 
 pub fn begin(
     gateway: &Gateway,
-    server: ServerId,
+    (server, writer): (ServerId, u64),
     open: OpenEpoch,
     random: &mut StdRng,
 ) -> Result<PartTicket, Refusal> {
     let id = FileId(random.random());
-    gateway.begin_part(server, open.disk, open.epoch, Part(open.part), id, 1)
+    let OpenEpoch { disk, epoch, part } = open;
+    gateway.begin_part(PartPlace { server, disk, epoch, part: Part(part), writer }, id, 1)
 }
 
 /// Writes what came of a stream, in pieces of any size. Whole and synced, or refused.
@@ -103,12 +104,12 @@ pub fn write(ticket: &PartTicket, stream: &[u8], random: &mut StdRng) -> Result<
 /// One part from its stream to its receipt.
 pub fn receive(
     gateway: &Gateway,
-    server: ServerId,
+    (server, writer): (ServerId, u64),
     open: OpenEpoch,
     stream: &[u8],
     random: &mut StdRng,
 ) -> Written {
-    let ticket = match begin(gateway, server, open, random) {
+    let ticket = match begin(gateway, (server, writer), open, random) {
         Ok(ticket) => ticket,
         Err(refusal) => return Written::Refused(refusal),
     };

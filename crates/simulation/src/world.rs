@@ -103,6 +103,7 @@ impl World {
             recovery,
             model: Model::default(),
             next_value,
+            writer: 0,
         };
         line.advance(Duration::from_secs(1));
         line.note(format!("seed {seed}, {faults:?}"));

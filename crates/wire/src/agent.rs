@@ -32,6 +32,32 @@ pub struct DiskDescription {
     pub bytes: u64,
 }
 
+/// A disk as an agent describes it, with who the agent is.
+///
+/// Two agents may have one certificate: a server was restored from a backup, or copied, and both run. Each
+/// life of an agent therefore has a number of its own, and the process server remembers whose the last
+/// one was that described the disk: parts and points of others are refused. An agent whose turn was taken
+/// is told so when it describes the disk again, and compares it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescribeDisk {
+    /// The disk.
+    #[serde(flatten)]
+    pub description: DiskDescription,
+    /// The life of the agent, drawn at its start.
+    #[serde(default)]
+    pub writer: u64,
+    /// The life that this one goes on from, if it has not described the disk before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follows: Option<u64>,
+    /// Counts the descriptions of this disk in this life, from 1.
+    #[serde(default)]
+    pub attempt: u64,
+    /// The newest attempt whose answer was taken in; 0 for none. An answer may have been lost that said that
+    /// another agent had been there.
+    #[serde(default)]
+    pub heard: u64,
+}
+
 /// What the process server has of a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskState {
@@ -43,6 +69,10 @@ pub struct DiskState {
     pub sealed: Option<PointId>,
     /// The size in bytes that the copy was made with; none before the first part.
     pub copy_bytes: Option<u64>,
+    /// Another agent with this server's certificate has described the disk since, and may have written to
+    /// its copy.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub other_writer: bool,
 }
 
 /// A part is durable on the process server.

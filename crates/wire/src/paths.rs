@@ -8,11 +8,11 @@ pub mod agent_path {
     pub const REPORT: &str = "/v1/agent/report";
     /// `GET ?seen=REVISION&wait_ms=N`: [`crate::agent::Assignment`], held back until it differs from `seen`.
     pub const ASSIGNMENT: &str = "/v1/agent/assignment";
-    /// `POST`: [`crate::agent::SealPoint`], answered with [`crate::agent::SealReceipt`].
+    /// `POST ?writer=LIFE`: [`crate::agent::SealPoint`], answered with [`crate::agent::SealReceipt`].
     pub const POINTS: &str = "/v1/agent/points";
-    /// `PUT`: [`crate::agent::DiskDescription`], answered with [`crate::agent::DiskState`].
+    /// `PUT`: [`crate::agent::DescribeDisk`], answered with [`crate::agent::DiskState`].
     pub const DISK: &str = "/v1/agent/disks/{disk}";
-    /// `PUT`: a part of an epoch as a [`crate::stream`], answered with [`crate::agent::PartReceipt`].
+    /// `PUT ?writer=LIFE`: a part of an epoch as a [`crate::stream`], answered with [`crate::agent::PartReceipt`].
     pub const PART: &str = "/v1/agent/disks/{disk}/epochs/{epoch}/parts/{part}";
     /// `POST`: [`crate::agent::DigestRequest`], answered with digests of 16 bytes each, in order.
     pub const DIGESTS: &str = "/v1/agent/disks/{disk}/digests";

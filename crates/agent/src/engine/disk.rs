@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lifeboat_model::{BLOCK_BYTES, DiskNumber, Epoch, blocks_of_bytes};
-use lifeboat_wire::agent::{DiskDescription, DiskState};
+use lifeboat_wire::agent::{DescribeDisk, DiskDescription, DiskState};
 use lifeboat_wire::event::Severity;
 
 use super::copy::{Job, Progress};
@@ -26,6 +26,9 @@ pub(super) struct Disk {
     pub job: Option<Job>,
     /// It is closed only to be opened anew.
     pub reopen: bool,
+    /// Descriptions in this life, and the newest one whose answer was taken in.
+    pub attempts: u64,
+    pub heard: u64,
     /// A settled count is due once the record is saved.
     pub settle: bool,
     /// The settings name it no longer.
@@ -68,6 +71,8 @@ impl Disk {
             progress: Progress::default(),
             job: None,
             reopen: false,
+            attempts: 0,
+            heard: 0,
             settle: false,
             unwanted: false,
         }
@@ -99,6 +104,11 @@ pub fn decide(record: &DiskRecord, pending: Option<(&PendingSeal, Epoch)>, state
     let nothing = state.copy_bytes.is_none();
     if nothing && matches!(record.sync, Sync::New | Sync::Resync { .. }) {
         return Decision::CopyAll;
+    }
+    if state.other_writer {
+        return Decision::Resync(
+            "another agent with this server's certificate has written to its copy".into(),
+        );
     }
     if record.sync == Sync::New {
         return Decision::Resync("there is a copy, but this agent has no record of what it sent".into());
@@ -229,7 +239,12 @@ impl Engine {
                     hardware_id: opened.hardware_id.clone(),
                     bytes: opened.bytes,
                 };
-                return Some(Action::Describe(number, description));
+                let writer = self.record.life;
+                let follows = record.writer.or(self.former_life).filter(|life| *life != writer);
+                disk.attempts += 1;
+                let (attempt, heard) = (disk.attempts, disk.heard);
+                let described = DescribeDisk { description, writer, follows, attempt, heard };
+                return Some(Action::Describe(number, described));
             }
             _ => {}
         }
@@ -369,10 +384,31 @@ impl Engine {
         let pending = self.record.pending.as_ref();
         let pending = pending.and_then(|seal| Some((seal, *seal.epochs.get(&number)?)));
         let decision = decide(record, pending, &state);
+        let was_other = state.other_writer && record.writer.is_some();
+        record.writer = Some(self.record.life);
+        disk.heard = disk.attempts;
         record.sent = Some(Sent { epoch: state.epoch, parts: state.next_part.0 });
         record.sealed = state.sealed;
         disk.link = Link::Known;
         self.save_needed = true;
+        if was_other {
+            self.tell(Notice {
+                severity: Severity::Critical,
+                code: "other_agent",
+                disk: Some(number),
+                message: format!(
+                    "Another agent with this server's certificate, or this one through another process server, has \
+                     written to the copy of disk {number}."
+                ),
+                next_step: "The disk is compared. If this server was copied or restored elsewhere, stop the agent there \
+                            and give that machine a certificate of its own."
+                    .into(),
+            });
+        }
+        let (Some(disk), Some(record)) = (self.disks.get_mut(&number), self.record.disks.get_mut(&number))
+        else {
+            return;
+        };
         match decision {
             Decision::GoOn => {}
             Decision::CopyAll => {

@@ -35,7 +35,7 @@ use jiff::Timestamp;
 use lifeboat_capture::CapturedPoint;
 use lifeboat_model::{BlockSet, DiskNumber, Epoch, Extent, PointId, PointKind};
 use lifeboat_wire::agent::{
-    Assignment, CommandKind, DiskDescription, DiskState, Outcome, RequestResult, SealPoint,
+    Assignment, CommandKind, DescribeDisk, DiskState, Outcome, RequestResult, SealPoint,
 };
 use lifeboat_wire::event::Severity;
 
@@ -170,7 +170,7 @@ pub enum Action {
     /// Forget the writes that were not located: a resync is on record.
     Settle(DiskNumber),
     /// Describe the disk to the process server.
-    Describe(DiskNumber, DiskDescription),
+    Describe(DiskNumber, DescribeDisk),
     /// Give the disk to the flow.
     Join(DiskNumber),
     /// Take the disk from the flow.
@@ -306,6 +306,8 @@ pub enum PointFailure {
 /// What decides what is done next. See the module.
 pub struct Engine {
     record: Record,
+    /// The life before this one.
+    former_life: Option<u64>,
     save_needed: bool,
     save_error: Option<(String, Duration)>,
     server_name: String,
@@ -336,12 +338,16 @@ struct Reach {
 }
 
 impl Engine {
-    /// Goes on from a record. `draw_id` gives random numbers for the ids of points.
+    /// Goes on from a record. `draw_id` gives random numbers for the ids of points and of this life.
     #[must_use]
-    pub fn new(record: Record, server_name: String, draw_id: Box<dyn FnMut() -> u64 + Send>) -> Self {
+    pub fn new(mut record: Record, server_name: String, mut draw_id: Box<dyn FnMut() -> u64 + Send>) -> Self {
+        let former_life = Some(record.life).filter(|life| *life != 0);
+        record.life = draw_id().max(1);
         let mut engine = Self {
             record,
-            save_needed: false,
+            former_life,
+            // On record before anybody hears of it.
+            save_needed: true,
             save_error: None,
             server_name,
             draw_id,
@@ -423,6 +429,12 @@ impl Engine {
         }));
         // What was due before is waiting for something else than time.
         times.into_iter().flatten().filter(|at| *at > now).min()
+    }
+
+    /// The number of this life, by which the process server tells agents with one certificate apart.
+    #[must_use]
+    pub fn life(&self) -> u64 {
+        self.record.life
     }
 
     /// What is remembered now.

@@ -234,7 +234,7 @@ impl World {
                 return;
             }
             Action::Describe(disk, description) => {
-                assert_eq!(description.bytes, BLOCKS * 4096);
+                assert_eq!(description.description.bytes, BLOCKS * 4096);
                 Event::Described(disk, self.describe(disk))
             }
             Action::Join(disk) => {
@@ -303,6 +303,7 @@ impl World {
             next_part: Part(copy.next_part),
             sealed: copy.sealed,
             copy_bytes: copy.content.as_ref().map(|_| BLOCKS * 4096),
+            other_writer: false,
         })
     }
 

@@ -31,6 +31,7 @@ fn state(sealed: Option<u64>, epoch: u64, next_part: u32, copy: bool) -> DiskSta
         next_part: Part(next_part),
         sealed: sealed.map(PointId::new),
         copy_bytes: copy.then_some(BYTES),
+        other_writer: false,
     }
 }
 
@@ -46,6 +47,13 @@ fn copy_and_record_must_agree() {
     // Durable parts that are gone.
     assert!(resyncs(decide(&following, None, &state(Some(7), 5, 1, true))));
     assert!(resyncs(decide(&following, None, &state(Some(6), 4, 2, true))));
+    // What another agent sent meanwhile.
+    let of_another = DiskState { other_writer: true, ..state(Some(7), 5, 3, true) };
+    assert!(resyncs(decide(&following, None, &of_another)));
+    assert_eq!(
+        decide(&following, None, &DiskState { copy_bytes: None, ..of_another }),
+        Decision::Resync("another agent with this server's certificate has written to its copy".into())
+    );
     // A seal whose answer was lost, and one that is not ours.
     assert_eq!(decide(&following, pending, &state(Some(8), 6, 0, true)), Decision::GoOn);
     assert!(resyncs(decide(&following, None, &state(Some(8), 6, 0, true))));

@@ -61,6 +61,7 @@ impl Disk {
             next_part: Part(self.next_part),
             sealed: self.sealed,
             copy_bytes: self.content.as_ref().map(|_| self.bytes),
+            other_writer: false,
         }
     }
 

@@ -14,6 +14,21 @@ use crate::refusal::Refusal;
 use crate::spool::{FileFacts, FileKey, SealedPoint};
 use crate::state_dir::StateError;
 
+/// Where a part belongs, and who sends it.
+#[derive(Clone, Copy, Debug)]
+pub struct PartPlace {
+    /// The server.
+    pub server: ServerId,
+    /// The disk.
+    pub disk: DiskNumber,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The part of it.
+    pub part: Part,
+    /// The life of the agent.
+    pub writer: u64,
+}
+
 /// Leave to write one part. Whoever holds it writes the file at [`PartTicket::partial`], syncs it and
 /// calls [`Gateway::finish_part`], or [`Gateway::abandon_part`].
 #[derive(Debug)]
@@ -58,17 +73,16 @@ impl Gateway {
     /// When it is not the next part, or nothing of this server is accepted.
     pub fn begin_part(
         &self,
-        server: ServerId,
-        disk: DiskNumber,
-        epoch: Epoch,
-        part: Part,
+        place: PartPlace,
         file_id: FileId,
         compression_level: i32,
     ) -> Result<PartTicket, Refusal> {
+        let PartPlace { server, disk, epoch, part, writer } = place;
         let key = FileKey { disk, epoch, part };
         let mut state = self.lock();
         let State { servers, next_turn, .. } = &mut *state;
         let queue = servers.get_mut(&server).ok_or(Refusal::UnknownDisk { disk })?;
+        check_writer(queue, disk, writer)?;
         check_place(queue, key)?;
         let sealing = queue.sealing;
         let entry = queue.disks.get_mut(&disk).ok_or(Refusal::UnknownDisk { disk })?;
@@ -161,6 +175,7 @@ impl Gateway {
         &self,
         server: ServerId,
         seal: &SealPoint,
+        writer: u64,
         wall: Timestamp,
     ) -> Result<SealReceipt, Refusal> {
         check_seal_form(seal)?;
@@ -176,6 +191,7 @@ impl Gateway {
                 Some(false) => return Err(Refusal::PointDiffers { point: seal.point }),
                 None => {}
             }
+            seal.disks.iter().try_for_each(|disk| check_writer(queue, disk.disk, writer))?;
             check_seal(queue, seal)?;
             queue.sealing = true;
             let order = *next_order;
@@ -231,6 +247,12 @@ fn open_next_epochs(queue: &mut ServerQueue, sealed: SealedPoint) {
         }
     }
     queue.points.push_back(QueuedPoint { sealed, broken: false });
+}
+
+/// Refuses what comes from another agent than the one that described the disk last.
+fn check_writer(queue: &ServerQueue, disk: DiskNumber, writer: u64) -> Result<(), Refusal> {
+    let known = queue.disks.get(&disk).map_or(0, |disk| disk.known.writer);
+    if known == 0 || known == writer { Ok(()) } else { Err(Refusal::OtherWriter { disk }) }
 }
 
 /// Refuses a part that is not the next one.

@@ -36,7 +36,7 @@ fn server() -> KnownServer {
         committed: Some((PointId::new(0xa9), Epoch(6))),
         committed_bytes: Some(1 << 30),
     };
-    let disk = KnownDisk { description, registration, vault_knows: true };
+    let disk = KnownDisk { description, registration, vault_knows: true, writer: 0, taken_over: None };
     KnownServer { disks: [(DiskNumber(3), disk)].into() }
 }
 

@@ -12,7 +12,7 @@ use lifeboat_hrl::{DiskKey, FileId, FileSummary, Writer};
 use lifeboat_model::{
     BLOCK_BYTES, Digest, DiskNumber, Epoch, Extent, Part, PointId, PointKind, ServerId, VaultId,
 };
-use lifeboat_process_server::{Gateway, PartTicket, Pauses, Refusal, StateDir, StateError};
+use lifeboat_process_server::{Gateway, PartPlace, PartTicket, Pauses, Refusal, StateDir, StateError};
 use lifeboat_wire::agent::{CaptureFigures, DiskDescription, PartReceipt, SealDisk, SealPoint};
 use lifeboat_wire::process_server::DiskRegistration;
 
@@ -62,7 +62,7 @@ pub fn open(path: &Path) -> Result<Gateway, StateError> {
 
 pub fn describe(gateway: &Gateway, server: ServerId, disk: DiskNumber) {
     let registration = Some((registration(server, disk, None), gateway.commits(server)));
-    gateway.describe_disk(server, disk, &description(), registration, Timestamp::UNIX_EPOCH).unwrap();
+    gateway.describe_disk(server, disk, &description(), None, registration, Timestamp::UNIX_EPOCH).unwrap();
 }
 
 pub fn begin(
@@ -74,7 +74,7 @@ pub fn begin(
 ) -> Result<PartTicket, Refusal> {
     let mut id = [0; 16];
     id[..8].copy_from_slice(&FILE_IDS.fetch_add(1, Ordering::Relaxed).to_le_bytes());
-    gateway.begin_part(server, disk, epoch, part, FileId(id), 1)
+    gateway.begin_part(PartPlace { server, disk, epoch, part, writer: 0 }, FileId(id), 1)
 }
 
 /// Writes `blocks` blocks that all begin with `seed`, one frame each, and syncs.

@@ -136,7 +136,8 @@ mod tests {
         let mut expected: Vec<String> = Vec::new();
         for interface in shown.as_array().unwrap() {
             for address in interface["addr_info"].as_array().into_iter().flatten() {
-                let local = address["local"].as_str().unwrap();
+                // Of an interface whose addresses are all passed over, ip shows empty ones.
+                let Some(local) = address["local"].as_str() else { continue };
                 expected.push(format!("{} {local}/{}", interface["ifindex"], address["prefixlen"]));
             }
         }

@@ -241,7 +241,7 @@ mod tests {
                          UUID=abc / ext4 errors=remount-ro 0 1\n\
                          /dev/sdb /srv/a\\040b xfs defaults 0 2\n\
                          nas:/n /mnt/n nfs4 defaults 0 0\n\
-                         LABEL=\"more space\" /more ext4 nofail 0 2\n\
+                         LABEL=more\\040space /more ext4 nofail 0 2\n\
                          UUID=def none swap sw 0 0\n\
                          tmpfs /tmp tmpfs defaults 0 0\n";
 

@@ -43,6 +43,11 @@ pub const ALL: &[&str] = &[
     "fuse3",
     "fio",
     "iproute2",
+    // What an initramfs is made with.
+    "cpio",
+    "zstd",
+    "xz-utils",
+    "lz4",
     // Servers in virtual machines.
     "debootstrap",
     "qemu-system-x86",

@@ -20,6 +20,7 @@ pub mod status;
 
 mod copier;
 mod devices;
+mod facts;
 mod link;
 mod notify;
 mod pace;

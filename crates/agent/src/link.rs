@@ -13,6 +13,7 @@ use lifeboat_wire::agent::{
     SealReceipt,
 };
 use lifeboat_wire::agent_path;
+use lifeboat_wire::facts::ServerFacts;
 
 use crate::engine::Failure;
 
@@ -94,6 +95,11 @@ impl ProcessServer {
 
     pub async fn report(&self, report: &AgentReport) -> Result<(), Failure> {
         let result = self.client().post(agent_path::REPORT, report).await;
+        self.judged(result)
+    }
+
+    pub async fn facts(&self, facts: &ServerFacts) -> Result<(), Failure> {
+        let result = self.client().put(agent_path::FACTS, facts).await;
         self.judged(result)
     }
 

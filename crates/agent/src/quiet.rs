@@ -72,6 +72,12 @@ impl Quiet {
         self.end(&mut io::stderr());
     }
 
+    /// Returns when nothing is frozen; freezing does not wait for what is done then.
+    pub fn await_thaw(&self) {
+        let state = self.state();
+        drop(self.changed.wait_while(state, |state| state.frozen).unwrap_or_else(PoisonError::into_inner));
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -200,12 +206,19 @@ mod tests {
         thread::scope(|scope| {
             let saved = said.clone();
             let saving = scope.spawn(|| quiet.when_thawed(move || saved.send("saved").unwrap()));
+            let (reading, quiet) = (said.clone(), &quiet);
+            let read = scope.spawn(move || {
+                quiet.await_thaw();
+                reading.send("saved").unwrap();
+            });
             thread::yield_now();
             said.send("thawed").unwrap();
             quiet.end(&mut io::sink());
             saving.join().unwrap();
+            read.join().unwrap();
         });
-        assert_eq!([order.recv().unwrap(), order.recv().unwrap()], ["thawed", "saved"]);
+        let told = [order.recv().unwrap(), order.recv().unwrap(), order.recv().unwrap()];
+        assert_eq!(told, ["thawed", "saved", "saved"]);
 
         let (begun, has_begun) = channel();
         let (go_on, may_go_on) = channel::<()>();

@@ -28,6 +28,7 @@ use crate::copier::Copier;
 use crate::device::identity_of;
 use crate::devices::{Devices, Waiting};
 use crate::engine::{Engine, Event, Failure, Notice, WantedDisk};
+use crate::facts::reporter::Reporter;
 use crate::link::ProcessServer;
 use crate::notify::notify;
 use crate::pace::{Pace, RaisedLimit};
@@ -219,6 +220,14 @@ impl Agent {
         let services = thread("services", move || services.run(&stands))?;
         let others = [devices, copier, services];
         let replicator = thread("replicator", move || drive(replicator, &messages, others))?;
+        let facts = Reporter {
+            config: config.to_owned(),
+            disks: settings.disks.clone(),
+            uplink: Arc::clone(&uplink),
+            quiet: Arc::clone(quiet),
+        };
+        // Nobody waits for its end: it only reads.
+        drop(thread("facts", move || facts.run())?);
         tracing::info!(identity = %credentials.identity(), config = %config.display(), "the agent runs");
         Ok(Self { uplink, status, inbox, replicator, turns, results, socket })
     }

@@ -5,6 +5,7 @@
 //! `5s`.
 
 mod disk_point;
+mod facts;
 mod job;
 mod recovery;
 mod server;
@@ -12,11 +13,12 @@ mod site;
 mod volume;
 
 pub use disk_point::{ExportFormat, Point, PointDisk, TakePoint};
+pub use facts::{Facts, Finding, Interface, Readiness, ReadinessVerdict};
 pub use job::{Job, JobKind, JobState, JobStep, StepState};
 pub use recovery::{
     ChangePoint, CleanUp, Console, DiskBus, DrillReport, Failover, Firmware, Forward, Hydrate, LocalFormat,
     Machine, MachinePurpose, MachineState, NetworkCard, PreviousDrill, Probe, ProbeResult, Target,
-    TestFailover,
+    TargetSettings, TestFailover,
 };
 pub use server::{Capture, CopyProgress, Disk, Policy, PolicyRule, Protection, Rpo, Server};
 pub use site::{

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use lifeboat_model::{JobId, MachineId, PointId, PointKind, ServerId, Span, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -148,9 +150,9 @@ pub struct Console {
     pub text: String,
 }
 
-/// How a server's machine looks at the recovery site.
+/// How a server's machine looks at the recovery site: what was set, and the rest as the server's facts
+/// and the recovery site suggest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
 pub struct Target {
     /// Virtual processors.
     pub cpus: u32,
@@ -162,7 +164,7 @@ pub struct Target {
     pub disk_bus: DiskBus,
     /// Which network card it has.
     pub network_card: NetworkCard,
-    /// The card's address; one made from the server's id when absent.
+    /// The address of the card by which the server is reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "52:54:00:12:34:56")]
     pub mac: Option<String>,
@@ -175,6 +177,63 @@ pub struct Target {
     /// In which time it has to come up.
     #[schema(value_type = String, example = "10m")]
     pub up_within: Span,
+    /// The values that nobody has set, by their names here, each with where it comes from.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub derived: BTreeMap<String, String>,
+}
+
+/// How an operator wants a server's machine to look. What is absent comes from the server's facts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TargetSettings {
+    /// Virtual processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// Memory in mebibytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// How it boots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<Firmware>,
+    /// How its disks are attached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bus: Option<DiskBus>,
+    /// Which network card it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_card: Option<NetworkCard>,
+    /// The address of the card by which the server is reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "52:54:00:12:34:56")]
+    pub mac: Option<String>,
+    /// The bridge on the vault's machine that a failover joins; a network of its own when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
+    /// What decides that it is up; see `Target`.
+    pub probes: Vec<Probe>,
+    /// In which time it has to come up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "10m")]
+    pub up_within: Option<Span>,
+}
+
+impl From<Target> for TargetSettings {
+    /// What was set, without what was derived.
+    fn from(target: Target) -> Self {
+        fn unless<T>(target: &Target, name: &str, value: T) -> Option<T> {
+            (!target.derived.contains_key(name)).then_some(value)
+        }
+        Self {
+            cpus: unless(&target, "cpus", target.cpus),
+            memory_mib: unless(&target, "memory_mib", target.memory_mib),
+            firmware: unless(&target, "firmware", target.firmware),
+            disk_bus: unless(&target, "disk_bus", target.disk_bus),
+            network_card: unless(&target, "network_card", target.network_card),
+            mac: unless(&target, "mac", target.mac.clone()).flatten(),
+            up_within: unless(&target, "up_within", target.up_within),
+            bridge: target.bridge,
+            probes: target.probes,
+        }
+    }
 }
 
 impl Default for Target {
@@ -189,6 +248,7 @@ impl Default for Target {
             bridge: None,
             probes: Vec::new(),
             up_within: Span::seconds(600),
+            derived: BTreeMap::new(),
         }
     }
 }

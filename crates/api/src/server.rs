@@ -3,7 +3,7 @@ use lifeboat_model::{DiskNumber, PointId, ReplicationPolicy, RetentionRule, Serv
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Point, PreviousDrill};
+use crate::{Facts, Point, PreviousDrill};
 
 /// Where a server is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -148,6 +148,9 @@ pub struct Server {
     /// The last drill that came to a report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_drill: Option<PreviousDrill>,
+    /// What its agent has found out about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Facts>,
 }
 
 /// How a server is protected.

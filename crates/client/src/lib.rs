@@ -6,8 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lifeboat_api::{
     ChangePoint, CleanUp, Console, Event, Failover, Hydrate, Job, JobState, Machine, OpenVolume,
-    OpenedVolume, Point, Policy, Request, Server, Status, TakePoint, Target, TestFailover, Verify,
-    VerifyKind, Volume,
+    OpenedVolume, Point, Policy, Readiness, Request, Server, Status, TakePoint, Target, TargetSettings,
+    TestFailover, Verify, VerifyKind, Volume,
 };
 use lifeboat_model::{DiskNumber, PointKind};
 use lifeboat_transport::{Call, Client, ClientError, Method};
@@ -242,10 +242,16 @@ impl Vault {
         Ok(self.client.get(&of_server(server, "/target")).await?)
     }
 
-    /// Sets how a server's machine is to look the next time it is started.
+    /// Sets how a server's machine is to look the next time it is started; what is absent comes from its facts.
     #[allow(clippy::missing_errors_doc)]
-    pub async fn set_target(&self, server: &str, target: &Target) -> Result<Target> {
+    pub async fn set_target(&self, server: &str, target: &TargetSettings) -> Result<Target> {
         Ok(self.client.put(&of_server(server, "/target"), target).await?)
+    }
+
+    /// Whether a server would start at the recovery site.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn readiness(&self, server: &str) -> Result<Readiness> {
+        Ok(self.client.get(&of_server(server, "/readiness")).await?)
     }
 
     /// Waits until a job has ended, telling each new state of it to `progress`; a vault that

@@ -12,8 +12,8 @@ use crate::command::trial;
 mod recovery;
 
 pub use recovery::{
-    DiskBusArgument, FailoverCommand, FirmwareArgument, JobCommand, LocalFormatArgument, MachineCommand,
-    NetworkCardArgument, TargetCommand, TargetSettings,
+    DerivedArgument, DiskBusArgument, FailoverCommand, FirmwareArgument, JobCommand, LocalFormatArgument,
+    MachineCommand, NetworkCardArgument, TargetArguments, TargetCommand,
 };
 
 /// Self-hosted disaster recovery for physical servers.
@@ -76,6 +76,13 @@ pub enum Command {
         /// Wait at most so long, such as 2h.
         #[arg(long, value_name = "SPAN")]
         timeout: Option<Span>,
+    },
+    /// Whether a server would start at the recovery site, and what to change while it still runs; exit
+    /// code 1 when it would not.
+    Readiness {
+        /// Name, id or unique beginning of one.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
     },
     /// Drills, failover, and what follows.
     #[command(subcommand)]

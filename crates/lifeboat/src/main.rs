@@ -41,6 +41,7 @@ async fn run(arguments: Arguments) -> Result<Answer, Failure> {
         Command::Verify { server, against_source, timeout } => {
             command::verify::run(site, &server, against_source, timeout).await
         }
+        Command::Readiness { server } => command::readiness::run(site, &server).await,
         Command::Failover(what) => command::failover::run(site, what).await,
         Command::Machine(what) => command::machine::run(site, what).await,
         Command::Job(what) => command::job::run(site, what).await,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
-use axum::extract::{Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -17,6 +17,7 @@ use lifeboat_wire::agent::{
     SealPoint, SealReceipt,
 };
 use lifeboat_wire::agent_path as path;
+use lifeboat_wire::facts::{FACTS_BYTES_MAX, ServerFacts};
 use lifeboat_wire::process_server::{self, DiskRegistration, RegisterDisk, ServerResult};
 use serde::Deserialize;
 
@@ -55,6 +56,7 @@ pub(crate) fn router<V: VaultLink>(desk: Arc<Desk<V>>) -> Router {
         .route(path::PART, put(part::<V>))
         .route(path::DIGESTS, post(digests::<V>))
         .route(path::RESULTS, post(result::<V>))
+        .route(path::FACTS, put(facts::<V>).layer(DefaultBodyLimit::max(FACTS_BYTES_MAX)))
         .with_state(desk)
 }
 
@@ -270,5 +272,15 @@ async fn result<V: VaultLink>(
 ) -> Result<StatusCode, Refused> {
     let courier = Arc::clone(&desk.courier);
     blocking(move || courier.keep_result(ServerResult { server, result })).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Nothing of it is kept here: the agent sends its facts again until the vault has them.
+async fn facts<V: VaultLink>(
+    State(desk): Shared<V>,
+    AgentPeer(server): AgentPeer,
+    Json(facts): Json<ServerFacts>,
+) -> Result<StatusCode, Refused> {
+    desk.courier.link.facts(server, &facts).await.map_err(Refusal::Vault)?;
     Ok(StatusCode::NO_CONTENT)
 }

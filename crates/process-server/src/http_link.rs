@@ -12,6 +12,7 @@ use futures::stream::{BoxStream, Stream, StreamExt, TryStreamExt};
 use lifeboat_model::{DiskNumber, ServerId};
 use lifeboat_transport::{Client, ClientError, Method};
 use lifeboat_wire::event::Event;
+use lifeboat_wire::facts::ServerFacts;
 use lifeboat_wire::process_server::{
     Assignments, CommitPoint, CommitReceipt, DigestRequest, DiskRegistration, Grant, GrantRequest,
     ProcessServerReport, RegisterDisk, ServerResult, VaultHello,
@@ -171,6 +172,11 @@ impl VaultLink for HttpLink {
 
     async fn events(&self, events: &[Event]) -> Result<(), LinkError> {
         self.post(path::EVENTS, &events).await
+    }
+
+    async fn facts(&self, server: ServerId, facts: &ServerFacts) -> Result<(), LinkError> {
+        let call = self.client.call(Method::PUT, &path::facts(server)).timeout(self.request_timeout);
+        call.json(facts).send().await.map_err(link_error)
     }
 
     async fn result(&self, result: &ServerResult) -> Result<(), LinkError> {

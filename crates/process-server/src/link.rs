@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use lifeboat_model::{DiskNumber, ServerId};
 use lifeboat_wire::event::Event;
+use lifeboat_wire::facts::ServerFacts;
 use lifeboat_wire::process_server::{
     Assignments, CommitPoint, CommitReceipt, DigestRequest, DiskRegistration, Grant, GrantRequest,
     ProcessServerReport, RegisterDisk, ServerResult, VaultHello,
@@ -91,6 +92,13 @@ pub trait VaultLink: Send + Sync + 'static {
 
     /// Hands over events.
     fn events(&self, events: &[Event]) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Hands over what an agent has found out about its server.
+    fn facts(
+        &self,
+        server: ServerId,
+        facts: &ServerFacts,
+    ) -> impl Future<Output = Result<(), LinkError>> + Send;
 
     /// Hands over the result of a command.
     fn result(&self, result: &ServerResult) -> impl Future<Output = Result<(), LinkError>> + Send;

@@ -61,7 +61,11 @@ fn drills_and_failover_go_on_after_a_vault_that_is_killed_at_every_step() {
     install(&disk, "one login: ");
     let mut site = Site::start(&[&disk], "2s");
     site.await_first_point();
-    site.json(["target", "set", "source", "--memory", "64", "--cpus", "1", "--up-within", "5m"]);
+    the_server_is_known_and_judged(&site);
+    let target = ["target", "set", "source", "--memory", "64", "--cpus", "1", "--up-within", "5m"];
+    let target = site.json(target.iter().chain(&["--firmware", "bios", "--disk-bus", "virtio"]));
+    let derived: Vec<_> = target["derived"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(derived, ["mac", "network_card"], "{target}");
 
     let report = site.dir.join("drill.html");
     let drill = site.json(["failover", "test", "source", "--report", report.to_str().unwrap()]);
@@ -96,6 +100,25 @@ fn drills_and_failover_go_on_after_a_vault_that_is_killed_at_every_step() {
     }
     assert_eq!(site.json(["failover", "commit", "source"])["state"], "done");
     the_source_is_fenced(&mut site, &disk, &points);
+}
+
+/// The agent has found out where it runs. This machine's own system is not on the protected disk, so
+/// that a copy of it would have none.
+fn the_server_is_known_and_judged(site: &Site) {
+    let facts = wait_for("the facts of the server", || {
+        Some(site.json(["server", "show", "source"])["facts"].clone()).filter(|facts| !facts.is_null())
+    });
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(facts["cpus"], cpus, "{facts}");
+    let output = site.lifeboat(["readiness", "source"]);
+    let readiness: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{readiness}");
+    assert_eq!(readiness["verdict"], "not-ready");
+    let finding =
+        readiness["findings"].as_array().unwrap().iter().find(|one| one["code"] == "disk_not_protected");
+    let finding = finding.unwrap_or_else(|| panic!("{readiness}"));
+    assert!(finding["what"].as_str().unwrap().starts_with("/ lies on"), "{finding}");
+    assert_eq!(readiness["target"], site.json(["target", "show", "source"]));
 }
 
 /// The source goes on running and writing; nothing of it becomes a point any more, and it is told.

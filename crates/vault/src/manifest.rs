@@ -5,18 +5,19 @@
 //! and the first line, keyed with a key that only this vault has. So a manifest that was altered,
 //! or put under another name, is refused.
 //!
-//! There are three kinds: of the vault ([`VaultManifest`]), of each server ([`ServerManifest`],
-//! replaced when the server changes) and of each point ([`PointManifest`], written once, replaced
+//! There are four kinds: of the vault ([`VaultManifest`]), of each server ([`ServerManifest`],
+//! replaced when the server changes), of what its machine is made of ([`MachineManifest`], likewise) and of each point ([`PointManifest`], written once, replaced
 //! only when retention has changed which files end with its epochs).
 
 use jiff::Timestamp;
+use lifeboat_api::TargetSettings;
 use lifeboat_hrl::ManifestKey;
 use lifeboat_model::{Digest, PointId, ReplicationPolicy, ServerId, VaultId};
 use lifeboat_wire::agent::SealPoint;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::{DiskKeyRow, DiskRow, StoredFile};
+use crate::catalog::{DiskKeyRow, DiskRow, FactsRow, StoredFile};
 
 /// The format that this program writes and reads.
 const FORMAT: u32 = 1;
@@ -64,6 +65,19 @@ pub struct ServerManifest {
     /// Since when its source may not go on with its history, because it has failed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fenced: Option<Timestamp>,
+}
+
+/// What a server's machine at the recovery site is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineManifest {
+    /// The server.
+    pub server: ServerId,
+    /// What its agent has found out about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<FactsRow>,
+    /// What an operator has set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<TargetSettings>,
 }
 
 /// What there is of a point.

@@ -3,6 +3,7 @@
 //! ```text
 //! vault/<vault>/vault.json
 //! vault/<vault>/servers/<server>/server.json
+//! vault/<vault>/servers/<server>/machine.json
 //! vault/<vault>/servers/<server>/points/<number, 12 digits>-<point>.json
 //! vault/<vault>/servers/<server>/disks/<disk>/<epoch, 20 digits>-<part, 6 digits>-<digest, 16>.hrl
 //! vault/<vault>/servers/<server>/disks/<disk>/<first>-<last epoch>-<part>-<digest>.hrl   when merged
@@ -51,6 +52,12 @@ impl ObjectNames {
     #[must_use]
     pub fn server(&self, server: ServerId) -> String {
         format!("{}/{server}/server.json", self.servers())
+    }
+
+    /// What a server's machine is made of: its facts, and what an operator has set.
+    #[must_use]
+    pub fn machine(&self, server: ServerId) -> String {
+        format!("{}/{server}/machine.json", self.servers())
     }
 
     /// The folder of a server's point manifests, without a slash at the end.

@@ -8,6 +8,7 @@ use lifeboat_wire::event::Severity;
 
 use crate::catalog::{PointFilter, PointRow, ServerRow};
 use crate::error::{LookupError, PointAt, Removal, VaultError};
+use crate::facts;
 use crate::reports::ServerLive;
 use crate::rpo::{self, Progress};
 use crate::server_state::{self, Observed};
@@ -178,6 +179,7 @@ impl Vault {
             agent.into_iter().flat_map(|agent| &agent.disks).find_map(|disk| disk.trouble.as_deref());
         let capture = agent.map(|agent| &agent.capture);
         let last_drill = self.last_drill(row.id, None).await?;
+        let facts = self.catalog.facts(row.id).await?;
         let (state, reason) = server_state::protection(&Observed {
             now,
             fenced: row.fenced,
@@ -216,6 +218,7 @@ impl Vault {
             agent_cpu_ms: agent.map(|agent| agent.cpu_ms),
             compared_point: row.compared_point,
             last_drill,
+            facts: facts.as_ref().map(facts::in_short),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Making the catalog anew from the store alone.
 //!
-//! The manifests say everything that the catalog does about servers, disks, keys, points and
-//! files. What they do not have is lost with a catalog: events, requests, open volumes, and which
+//! The manifests say everything that the catalog does about servers, disks, keys, points, files, and what
+//! servers' machines are made of. What they do not have is lost with a catalog: events, requests, open volumes, and which
 //! process server a server came through (it is learnt again with the next report).
 //!
 //! A point is taken only when all of its history is there: its manifest names the point before
@@ -22,7 +22,7 @@ use crate::catalog::{Catalog, StoredFile};
 use crate::commit::point_row;
 use crate::error::VaultError;
 use crate::manifest::{
-    self, MANIFEST_BYTES_MAX, ManifestError, PointManifest, ServerManifest, VaultManifest,
+    self, MANIFEST_BYTES_MAX, MachineManifest, ManifestError, PointManifest, ServerManifest, VaultManifest,
 };
 use crate::object_name::{ObjectNames, VAULTS};
 use crate::state_directory::{StateDirectory, StateError};
@@ -179,6 +179,25 @@ impl Rebuild {
             let history = self.take_history(points).await?;
             points_taken.extend(history.points().map(|point| point.seal.point));
             self.write(catalog, &description, &history).await?;
+            self.take_machine(catalog, server).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes what the server's machine is made of. Without it, a machine would be the usual one.
+    async fn take_machine(&mut self, catalog: &Catalog, server: ServerId) -> Result<(), VaultError> {
+        let object = self.names.machine(server);
+        match self.read::<MachineManifest>(&object).await? {
+            Ok(Some(MachineManifest { facts, target, .. })) => {
+                if let Some(facts) = facts {
+                    catalog.put_facts(server, &facts).await?;
+                }
+                if let Some(target) = target {
+                    catalog.put_target(server, &target).await?;
+                }
+            }
+            Ok(None) => {}
+            Err(error) => self.refuse(&object, &error.to_string()),
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod event;
+pub mod facts;
 pub mod process_server;
 pub mod stream;
 

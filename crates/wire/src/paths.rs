@@ -18,6 +18,8 @@ pub mod agent_path {
     pub const DIGESTS: &str = "/v1/agent/disks/{disk}/digests";
     /// `POST`: [`crate::agent::RequestResult`], answered with no content.
     pub const RESULTS: &str = "/v1/agent/results";
+    /// `PUT`: [`crate::facts::ServerFacts`], answered with no content when the vault has them.
+    pub const FACTS: &str = "/v1/agent/facts";
 
     /// [`DISK`] of one disk.
     #[must_use]
@@ -58,6 +60,8 @@ pub mod process_server_path {
     pub const EVENTS: &str = "/v1/process-server/events";
     /// `POST`: [`crate::process_server::ServerResult`], answered with no content.
     pub const RESULTS: &str = "/v1/process-server/results";
+    /// `PUT`: [`crate::facts::ServerFacts`], answered with no content.
+    pub const FACTS: &str = "/v1/process-server/servers/{server}/facts";
     /// `PUT`: the bytes of one object; the vault's own endpoint for a granted upload.
     pub const OBJECT: &str = "/v1/objects/{token}";
 
@@ -65,6 +69,12 @@ pub mod process_server_path {
     #[must_use]
     pub fn disk(server: ServerId, disk: DiskNumber) -> String {
         format!("/v1/process-server/servers/{server}/disks/{disk}")
+    }
+
+    /// [`FACTS`] of one server.
+    #[must_use]
+    pub fn facts(server: ServerId) -> String {
+        format!("/v1/process-server/servers/{server}/facts")
     }
 
     /// [`DIGESTS`] of one disk.

@@ -14,6 +14,7 @@ use lifeboat_wire::agent::{
     AgentReport, Assignment, DigestRequest, DiskDescription, DiskState, PartReceipt, RequestResult, SealPoint,
 };
 use lifeboat_wire::event::Event;
+use lifeboat_wire::facts::ServerFacts;
 use lifeboat_wire::process_server::{
     self, Assignments, CommitPoint, CommitReceipt, DiskRegistration, Grant, GrantRequest,
     ProcessServerReport, ServerResult, VaultHello,
@@ -58,6 +59,7 @@ fn bodies_of_version_1_are_read_and_written() {
     same::<ProcessServerReport>("process-server-report");
     same::<VaultHello>("hello");
     same::<DiskRegistration>("registration");
+    same::<ServerFacts>("facts");
 }
 
 fn messages() -> Vec<Message> {

@@ -172,18 +172,18 @@ pub enum JobCommand {
 
 #[derive(Subcommand)]
 pub enum TargetCommand {
-    /// How a server's machine is to look.
+    /// How a server's machine is to look: what was set, and what comes from the server's facts.
     Show {
         /// Name, id or unique beginning of an id.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
     },
     /// Set how it is to look the next time it is started; what is not named stays.
-    Set(TargetSettings),
+    Set(TargetArguments),
 }
 
 #[derive(Args)]
-pub struct TargetSettings {
+pub struct TargetArguments {
     /// Name, id or unique beginning of an id.
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub server: String,
@@ -202,7 +202,7 @@ pub struct TargetSettings {
     /// Which network card it has.
     #[arg(long, value_enum)]
     pub network_card: Option<NetworkCardArgument>,
-    /// The network card's address, such as 52:54:00:12:34:56; `auto` for one of the server's own.
+    /// The address of the network card by which it is reached, such as 52:54:00:12:34:56; `auto` for the source's.
     #[arg(long, value_name = "ADDRESS|auto")]
     pub mac: Option<String>,
     /// The bridge on the vault's machine that a failover joins; `none` for a network of its own.
@@ -215,6 +215,29 @@ pub struct TargetSettings {
     /// In which time it has to come up.
     #[arg(long)]
     pub up_within: Option<Span>,
+    /// Values that are to come from the server's facts again; repeatable.
+    #[arg(long = "derive", value_name = "VALUE", value_enum, value_delimiter = ',')]
+    pub derive: Vec<DerivedArgument>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DerivedArgument {
+    /// All that follow.
+    All,
+    /// Virtual processors.
+    Cpus,
+    /// Memory.
+    Memory,
+    /// How it boots.
+    Firmware,
+    /// How its disks are attached.
+    DiskBus,
+    /// Which network card it has.
+    NetworkCard,
+    /// The network card's address.
+    Mac,
+    /// In which time it has to come up.
+    UpWithin,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -7,6 +7,7 @@ pub mod failover;
 pub mod job;
 pub mod machine;
 pub mod point;
+pub mod readiness;
 pub mod rebuild;
 mod report;
 pub mod role;

@@ -1,6 +1,8 @@
 //! `lifeboat server …`.
 
-use lifeboat_api::{CopyProgress, Policy, PolicyRule, Protection, RequestState, Server, VerifyKind};
+use lifeboat_api::{
+    CopyProgress, Facts, Firmware, Policy, PolicyRule, Protection, RequestState, Server, VerifyKind,
+};
 use lifeboat_model::ByteCount;
 
 use crate::arguments::{Output, ServerCommand, SiteArguments};
@@ -148,6 +150,9 @@ fn print_server(server: &Server) {
             server.agent_memory_bytes.map(|bytes| format!(", {}", ByteCount(bytes))).unwrap_or_default();
         print_line(&format!("Agent      {version} on Linux {kernel}{memory}"));
     }
+    if let Some(facts) = &server.facts {
+        print_facts(facts);
+    }
     if let Some(name) = &server.process_server {
         print_line(&format!(
             "Through    process server {name}, {} in its spool",
@@ -155,6 +160,31 @@ fn print_server(server: &Server) {
         ));
     }
     print_policy(&server.policy);
+}
+
+/// What the agent has found out, as far as it could.
+fn print_facts(facts: &Facts) {
+    let firmware = facts.firmware.map(|firmware| match firmware {
+        Firmware::Bios => "BIOS".to_owned(),
+        Firmware::Uefi => "UEFI".to_owned(),
+    });
+    let parts = [
+        facts.os.clone(),
+        facts.cpus.map(|cpus| format!("{cpus} processors")),
+        facts.memory_bytes.map(|bytes| format!("{} of memory", ByteCount(bytes))),
+        firmware,
+        facts.root.as_ref().map(|root| format!("root {root}")),
+        facts.boot_ms.map(|ms| format!("starts in {}", milliseconds(ms))),
+    ];
+    print_line(&format!("System     {}", parts.into_iter().flatten().collect::<Vec<_>>().join(", ")));
+    for interface in &facts.interfaces {
+        let addresses = interface.addresses.join(", ");
+        let fixed = if interface.fixed { " fixed" } else { "" };
+        print_line(format!("Network    {} {}{fixed} {addresses}", interface.name, interface.mac).trim_end());
+    }
+    for unknown in &facts.unknown {
+        print_line(&format!("Not known  {unknown}"));
+    }
 }
 
 fn print_policy(policy: &Policy) {

@@ -1,10 +1,10 @@
 //! `lifeboat target …`.
 
-use lifeboat_api::{DiskBus, Firmware, NetworkCard, Probe, Target};
+use lifeboat_api::{DiskBus, Firmware, NetworkCard, Probe, Target, TargetSettings};
 
 use crate::arguments::{
-    DiskBusArgument, FirmwareArgument, NetworkCardArgument, Output, SiteArguments, TargetCommand,
-    TargetSettings,
+    DerivedArgument, DiskBusArgument, FirmwareArgument, NetworkCardArgument, Output, SiteArguments,
+    TargetArguments, TargetCommand,
 };
 use crate::failure::{Answer, Failure};
 use crate::site;
@@ -15,7 +15,7 @@ pub async fn run(arguments: &SiteArguments, command: TargetCommand) -> Result<An
     let target = match command {
         TargetCommand::Show { server } => vault.target(&server).await?,
         TargetCommand::Set(settings) => {
-            let target = changed(vault.target(&settings.server).await?, &settings)?;
+            let target = changed(vault.target(&settings.server).await?.into(), &settings)?;
             vault.set_target(&settings.server, &target).await?
         }
     };
@@ -27,28 +27,31 @@ pub async fn run(arguments: &SiteArguments, command: TargetCommand) -> Result<An
     Ok(Answer::Done)
 }
 
-fn changed(mut target: Target, settings: &TargetSettings) -> Result<Target, Failure> {
-    target.cpus = settings.cpus.unwrap_or(target.cpus);
-    target.memory_mib = settings.memory.unwrap_or(target.memory_mib);
-    target.up_within = settings.up_within.unwrap_or(target.up_within);
+fn changed(mut target: TargetSettings, settings: &TargetArguments) -> Result<TargetSettings, Failure> {
+    for value in &settings.derive {
+        forget(&mut target, *value);
+    }
+    target.cpus = settings.cpus.or(target.cpus);
+    target.memory_mib = settings.memory.or(target.memory_mib);
+    target.up_within = settings.up_within.or(target.up_within);
     if let Some(firmware) = settings.firmware {
-        target.firmware = match firmware {
+        target.firmware = Some(match firmware {
             FirmwareArgument::Bios => Firmware::Bios,
             FirmwareArgument::Uefi => Firmware::Uefi,
-        };
+        });
     }
     if let Some(bus) = settings.disk_bus {
-        target.disk_bus = match bus {
+        target.disk_bus = Some(match bus {
             DiskBusArgument::Virtio => DiskBus::Virtio,
             DiskBusArgument::Sata => DiskBus::Sata,
             DiskBusArgument::Nvme => DiskBus::Nvme,
-        };
+        });
     }
     if let Some(card) = settings.network_card {
-        target.network_card = match card {
+        target.network_card = Some(match card {
             NetworkCardArgument::Virtio => NetworkCard::Virtio,
             NetworkCardArgument::E1000e => NetworkCard::E1000e,
-        };
+        });
     }
     if let Some(mac) = &settings.mac {
         target.mac = (mac != "auto").then(|| mac.clone());
@@ -64,6 +67,32 @@ fn changed(mut target: Target, settings: &TargetSettings) -> Result<Target, Fail
         };
     }
     Ok(target)
+}
+
+/// Lets a value come from the server's facts again.
+fn forget(target: &mut TargetSettings, value: DerivedArgument) {
+    let is = |one| value == one || value == DerivedArgument::All;
+    if is(DerivedArgument::Cpus) {
+        target.cpus = None;
+    }
+    if is(DerivedArgument::Memory) {
+        target.memory_mib = None;
+    }
+    if is(DerivedArgument::Firmware) {
+        target.firmware = None;
+    }
+    if is(DerivedArgument::DiskBus) {
+        target.disk_bus = None;
+    }
+    if is(DerivedArgument::NetworkCard) {
+        target.network_card = None;
+    }
+    if is(DerivedArgument::Mac) {
+        target.mac = None;
+    }
+    if is(DerivedArgument::UpWithin) {
+        target.up_within = None;
+    }
 }
 
 fn probe(text: &str) -> Result<Probe, Failure> {
@@ -104,17 +133,23 @@ fn print_target(target: &Target) {
         NetworkCard::Virtio => "virtio",
         NetworkCard::E1000e => "e1000e",
     };
-    print_line(&format!("Processors {}", target.cpus));
-    print_line(&format!("Memory     {} MiB", target.memory_mib));
-    print_line(&format!("Firmware   {firmware}"));
-    print_line(&format!("Disks      {bus}"));
-    let mac = target.mac.as_deref().unwrap_or("an address of its own");
+    let line = |head: &str, text: &str, name: &str| {
+        let from =
+            target.derived.get(name).map_or_else(|| "set".to_owned(), |reason| format!("derived: {reason}"));
+        print_line(&format!("{head:<10} {text:<18} ({from})"));
+    };
+    line("Processors", &target.cpus.to_string(), "cpus");
+    line("Memory", &format!("{} MiB", target.memory_mib), "memory_mib");
+    line("Firmware", firmware, "firmware");
+    line("Disks", bus, "disk_bus");
+    line("Card", card, "network_card");
+    line("Address", target.mac.as_deref().unwrap_or("one of its own"), "mac");
     let network = target
         .bridge
         .as_ref()
         .map_or_else(|| "a network of its own".to_owned(), |bridge| format!("bridge {bridge}"));
-    print_line(&format!("Network    {card}, {mac}; at a failover {network}"));
-    print_line(&format!("Up within  {}", target.up_within));
+    line("Up within", &target.up_within.to_string(), "up_within");
+    print_line(&format!("Network    at a failover {network}"));
     if target.probes.is_empty() {
         print_line("Up when    its console shows a login, or SSH greets on port 22");
     }

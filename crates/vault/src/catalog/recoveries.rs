@@ -1,7 +1,7 @@
 //! Servers' machines at the recovery site, how they are to look, and who owns a server's history.
 
 use jiff::Timestamp;
-use lifeboat_api::{MachinePurpose, Target};
+use lifeboat_api::{MachinePurpose, TargetSettings};
 use lifeboat_compute::MachineSpec;
 use lifeboat_model::{JobId, MachineId, PointId, ServerId, VolumeId};
 use sqlx::query;
@@ -100,11 +100,11 @@ impl Catalog {
         rows.iter().map(recovery_row).collect()
     }
 
-    /// How a server's machine is to look; what an operator has set, if anything.
+    /// What an operator has set of how a server's machine is to look, if anything.
     ///
     /// # Errors
     /// When the catalog fails.
-    pub async fn target(&self, server: ServerId) -> Result<Option<Target>, CatalogError> {
+    pub async fn target(&self, server: ServerId) -> Result<Option<TargetSettings>, CatalogError> {
         let statement = query("SELECT target FROM targets WHERE server = $1").bind(server.to_string());
         self.optional(statement).await?.map(|row| row.json("target")).transpose()
     }
@@ -113,7 +113,7 @@ impl Catalog {
     ///
     /// # Errors
     /// When there is no such server, or the catalog fails.
-    pub async fn put_target(&self, server: ServerId, target: &Target) -> Result<(), CatalogError> {
+    pub async fn put_target(&self, server: ServerId, target: &TargetSettings) -> Result<(), CatalogError> {
         let statement = query(
             "INSERT INTO targets (server, target) VALUES ($1, $2) \
              ON CONFLICT (server) DO UPDATE SET target = excluded.target",

@@ -5,8 +5,8 @@ use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use lifeboat_api::{
-    ChangePoint, CleanUp, Console, ErrorBody, Failover, Hydrate, Job, LocalFormat, Machine, Target,
-    TestFailover,
+    ChangePoint, CleanUp, Console, ErrorBody, Failover, Hydrate, Job, LocalFormat, Machine, Readiness,
+    Target, TargetSettings, TestFailover,
 };
 use lifeboat_compute::{ComputeError, DiskFormat};
 use lifeboat_transport::{ApiError, OperatorPeer, StatusCode};
@@ -42,6 +42,7 @@ pub(super) fn routes() -> OpenApiRouter<VaultService> {
         .routes(routes!(console))
         .routes(routes!(screenshot))
         .routes(routes!(target, set_target))
+        .routes(routes!(readiness))
 }
 
 /// Starts a drill: a copy in a network of its own, while replication goes on.
@@ -305,7 +306,7 @@ async fn screenshot(
     Ok(([(CONTENT_TYPE, "image/png")], service.jobs.screenshot(server).await?))
 }
 
-/// How a server's machine is to look.
+/// How a server's machine is to look: what was set, and the rest as its facts suggest.
 #[utoipa::path(
     get, path = "/v1/servers/{server}/target", params(("server" = String, Path)),
     responses((status = 200, body = Target), (status = "default", body = ErrorBody))
@@ -319,20 +320,35 @@ async fn target(
     Ok(Json(service.jobs.target_of(server).await?))
 }
 
-/// Sets how a server's machine is to look the next time it is started.
+/// Sets how a server's machine is to look the next time it is started; what is absent comes from its facts.
 #[utoipa::path(
-    put, path = "/v1/servers/{server}/target", params(("server" = String, Path)), request_body = Target,
+    put, path = "/v1/servers/{server}/target", params(("server" = String, Path)),
+    request_body = TargetSettings,
     responses((status = 200, body = Target), (status = "default", body = ErrorBody))
 )]
 async fn set_target(
     State(service): State<VaultService>,
     _: OperatorPeer,
     Path(server): Path<String>,
-    Json(target): Json<Target>,
+    Json(target): Json<TargetSettings>,
 ) -> Result<Json<Target>, ApiError> {
     let server = service.vault.find_server(&server).await?;
     service.jobs.set_target(server, &target).await?;
     Ok(Json(service.jobs.target_of(server).await?))
+}
+
+/// Whether a server would start at the recovery site, and what to change while it still runs.
+#[utoipa::path(
+    get, path = "/v1/servers/{server}/readiness", params(("server" = String, Path)),
+    responses((status = 200, body = Readiness), (status = "default", body = ErrorBody))
+)]
+async fn readiness(
+    State(service): State<VaultService>,
+    _: OperatorPeer,
+    Path(server): Path<String>,
+) -> Result<Json<Readiness>, ApiError> {
+    let server = service.vault.find_server(&server).await?;
+    Ok(Json(service.jobs.readiness(server).await?))
 }
 
 impl std::convert::From<JobError> for ApiError {

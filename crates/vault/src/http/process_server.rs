@@ -9,6 +9,7 @@ use axum::{Json, Router};
 use lifeboat_model::{DiskNumber, ServerId};
 use lifeboat_transport::{ApiError, ProcessServerPeer, StatusCode, Stopping};
 use lifeboat_wire::event::Event;
+use lifeboat_wire::facts::{FACTS_BYTES_MAX, ServerFacts};
 use lifeboat_wire::process_server::{
     Assignments, CommitPoint, CommitReceipt, DiskRegistration, Grant, GrantRequest, ProcessServerReport,
     RegisterDisk, ServerResult, VaultHello,
@@ -36,6 +37,7 @@ pub(super) fn routes() -> Router<VaultService> {
         .route(path::POINTS, post(commit_point).layer(DefaultBodyLimit::max(COMMIT_BYTES_MAX)))
         .route(path::EVENTS, post(events))
         .route(path::RESULTS, post(result))
+        .route(path::FACTS, put(facts).layer(DefaultBodyLimit::max(FACTS_BYTES_MAX)))
         .route(path::OBJECT, put(put_object))
 }
 
@@ -120,5 +122,15 @@ async fn result(
     Json(result): Json<ServerResult>,
 ) -> Result<StatusCode, ApiError> {
     service.vault.take_result(&result, service.now()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn facts(
+    State(service): State<VaultService>,
+    _: ProcessServerPeer,
+    Path(server): Path<ServerId>,
+    Json(facts): Json<ServerFacts>,
+) -> Result<StatusCode, ApiError> {
+    service.vault.take_facts(server, facts, service.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use jiff::Timestamp;
-use lifeboat_api::{DrillReport, MachinePurpose, RequestState, Target};
+use lifeboat_api::{DrillReport, MachinePurpose, RequestState};
 use lifeboat_compute::{
     Acceleration, Attachment, Capabilities, CopyIdentity, DiskAddress, Forward, MachineDisk, MachineSpec,
-    MachineStatus, Nic, Purpose,
+    MachineStatus, Purpose,
 };
-use lifeboat_model::{MachineId, PointKind, VolumeId};
+use lifeboat_model::{MachineId, PointKind, ServerId, VolumeId};
 use lifeboat_wire::agent::CommandKind;
 use tokio::sync::watch;
 
@@ -19,6 +19,7 @@ use super::up::Probes;
 use super::{JobError, JobRequest, Jobs, Order, Step, views};
 use crate::catalog::{JobRow, RecoveryRow};
 use crate::error::VaultError;
+use crate::target::{self, Derived};
 
 /// How long the source may take for its last point.
 const LAST_POINT_WITHIN: Duration = Duration::from_secs(30);
@@ -195,15 +196,19 @@ impl Jobs {
     }
 
     /// The machine that a server becomes.
-    async fn spec(&self, job: &JobRow) -> Result<MachineSpec, JobError> {
-        let target = self.target(job).await?;
+    async fn spec(&self, job: &mut JobRow) -> Result<MachineSpec, JobError> {
+        let derived = self.derived(job.server, purpose(&job.request)).await?;
+        let target = &derived.target;
+        for less in &derived.less {
+            job.work.compute += &format!("; {less}");
+        }
         let server = self.vault.catalog().server(job.server).await?;
         let name = server.map_or_else(|| job.server.to_string(), |server| server.name);
         let (point, _) = job.work.point.ok_or_else(no_point)?;
         let is_drill = purpose(&job.request) == MachinePurpose::Drill;
         let attachment = match &target.bridge {
             Some(bridge) if !is_drill => Attachment::Bridge { name: bridge.clone() },
-            _ => Attachment::Isolated { subnet: None, forwards: forwards(&Probes::ports(&target)) },
+            _ => Attachment::Isolated { subnet: None, forwards: forwards(&Probes::ports(target)) },
         };
         let disks = self.volumes.local_disks(job.work.volume).await?;
         let disk = |local: crate::volumes::LocalDisk| MachineDisk {
@@ -219,11 +224,12 @@ impl Jobs {
             memory_mib: target.memory_mib,
             firmware: views::firmware(target.firmware),
             disks: disks.into_iter().map(disk).collect(),
-            nics: vec![Nic {
-                mac: views::mac(&target, job.server)?,
-                model: views::nic_model(target.network_card),
+            nics: target::nics(
+                &derived,
                 attachment,
-            }],
+                views::mac(target.mac.as_deref(), job.server)?,
+                views::nic_model(target.network_card),
+            ),
             identity: CopyIdentity {
                 vault: self.vault.id(),
                 server: job.server,
@@ -233,12 +239,20 @@ impl Jobs {
         })
     }
 
-    async fn target(&self, job: &JobRow) -> Result<Target, JobError> {
-        Ok(self.vault.catalog().target(job.server).await?.unwrap_or_default())
+    /// How a server's machine is to look: what was set, and the rest from the server's facts.
+    pub(super) async fn derived(
+        &self,
+        server: ServerId,
+        purpose: MachinePurpose,
+    ) -> Result<Derived, JobError> {
+        let set = self.vault.catalog().target(server).await?.unwrap_or_default();
+        let facts = self.vault.catalog().facts(server).await?;
+        let host = self.provider.capabilities().await.ok();
+        Ok(target::derive(server, &set, facts.as_ref().map(|row| &row.facts), host.as_ref(), purpose))
     }
 
     async fn await_up(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {
-        let target = self.target(job).await?;
+        let target = self.derived(job.server, purpose(&job.request)).await?.target;
         let spec = job.work.spec.as_ref().ok_or_else(no_point)?;
         let since = job.work.first_instruction.unwrap_or(job.begun);
         let (provider, within) = (self.provider.as_ref(), target.up_within.duration());

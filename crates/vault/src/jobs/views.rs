@@ -7,6 +7,7 @@ use lifeboat_model::{JobId, ServerId};
 use super::{JobError, Jobs};
 use crate::catalog::{JobRow, RecoveryRow};
 use crate::error::{LookupError, VaultError};
+use crate::readiness;
 use crate::vault::{Vault, unknown};
 
 /// Bounds of what an operator can set.
@@ -150,17 +151,46 @@ impl Jobs {
     /// When there is no such server, or the catalog fails.
     pub async fn target_of(&self, server: ServerId) -> Result<api::Target, JobError> {
         self.server_name(server).await?;
-        Ok(self.vault.catalog().target(server).await?.unwrap_or_default())
+        Ok(self.derived(server, api::MachinePurpose::Failover).await?.target)
     }
 
-    /// Sets how a server's machine is to look the next time it is started.
+    /// Sets how a server's machine is to look the next time it is started; what is absent comes from the
+    /// server's facts.
     ///
     /// # Errors
     /// When it cannot be meant, there is no such server, or the catalog fails.
-    pub async fn set_target(&self, server: ServerId, target: &api::Target) -> Result<(), JobError> {
+    pub async fn set_target(&self, server: ServerId, target: &api::TargetSettings) -> Result<(), JobError> {
         self.server_name(server).await?;
         check_target(target, server)?;
-        Ok(self.vault.catalog().put_target(server, target).await?)
+        Ok(self.vault.set_target(server, target).await?)
+    }
+
+    /// Whether a server would start here.
+    ///
+    /// # Errors
+    /// When there is no such server, or the catalog fails.
+    pub async fn readiness(&self, server: ServerId) -> Result<api::Readiness, JobError> {
+        let now = (self.clock)();
+        let described = self.vault.server(server, now).await?;
+        let facts = self.vault.catalog().facts(server).await?;
+        let target = self.derived(server, api::MachinePurpose::Failover).await?.target;
+        let host = self.provider.capabilities().await.map_err(|error| error.to_string());
+        let findings = readiness::judge(&readiness::Observed {
+            now,
+            server: &described,
+            facts: facts.as_ref(),
+            target: &target,
+            host: host.as_ref().map_err(String::as_str),
+            free_bytes: free_bytes(self.vault.state_path()),
+        });
+        Ok(api::Readiness {
+            server,
+            server_name: described.name,
+            time: now,
+            verdict: readiness::verdict(&findings),
+            findings,
+            target,
+        })
     }
 
     async fn recovery(&self, server: ServerId) -> Result<RecoveryRow, JobError> {
@@ -208,17 +238,23 @@ impl Jobs {
     }
 }
 
-fn check_target(target: &api::Target, server: ServerId) -> Result<(), VaultError> {
+/// Room on the file system with what machines write; none when that is not told.
+fn free_bytes(state: &std::path::Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(state).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+fn check_target(target: &api::TargetSettings, server: ServerId) -> Result<(), VaultError> {
     let refused = |why: String| Err(VaultError::Invalid(why));
-    if target.cpus == 0 || target.cpus > CPUS_MAX {
-        return refused(format!("a machine has 1 to {CPUS_MAX} virtual processors, not {}", target.cpus));
+    if let Some(cpus) = target.cpus.filter(|cpus| *cpus == 0 || *cpus > CPUS_MAX) {
+        return refused(format!("a machine has 1 to {CPUS_MAX} virtual processors, not {cpus}"));
     }
-    if !MEMORY_MIB.contains(&target.memory_mib) {
+    if target.memory_mib.is_some_and(|memory_mib| !MEMORY_MIB.contains(&memory_mib)) {
         return refused(format!("a machine has at least {} MiB of memory", MEMORY_MIB.start()));
     }
-    let seconds = target.up_within.duration().as_secs();
-    if seconds == 0 || seconds > DAY_SECONDS {
-        return refused(format!("a machine comes up within 1s to 1d, not {}", target.up_within));
+    let is_time = |span: &lifeboat_model::Span| (1..=DAY_SECONDS).contains(&span.duration().as_secs());
+    if let Some(within) = target.up_within.filter(|within| !is_time(within)) {
+        return refused(format!("a machine comes up within 1s to 1d, not {within}"));
     }
     if target.probes.len() > PROBES_MAX {
         return refused(format!("at most {PROBES_MAX} probes decide whether a machine is up"));
@@ -226,12 +262,12 @@ fn check_target(target: &api::Target, server: ServerId) -> Result<(), VaultError
     if target.bridge.as_ref().is_some_and(|bridge| bridge.is_empty() || bridge.len() > 15) {
         return refused("the name of a bridge has 1 to 15 characters".to_owned());
     }
-    mac(target, server).map(drop)
+    mac(target.mac.as_deref(), server).map(drop)
 }
 
 /// The address of a server's network card: the one that was set, or one that stays the same.
-pub(super) fn mac(target: &api::Target, server: ServerId) -> Result<MacAddress, VaultError> {
-    match &target.mac {
+pub(super) fn mac(set: Option<&str>, server: ServerId) -> Result<MacAddress, VaultError> {
+    match set {
         Some(text) => text.parse().map_err(|error| VaultError::Invalid(format!("{error}"))),
         // The same at every start, so that the guest knows its card again.
         None => Ok(MacAddress::local(server.number())),

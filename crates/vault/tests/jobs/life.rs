@@ -29,7 +29,7 @@ async fn a_drill_boots_the_newest_point_tells_and_leaves_nothing() {
 async fn a_guest_that_does_not_come_up_makes_a_drill_fail_and_leaves_nothing() {
     let site = Site::new().await;
     let mut patient = target("never: ");
-    patient.up_within = "20s".parse().unwrap();
+    patient.up_within = Some("20s".parse().unwrap());
     site.jobs.set_target(SERVER, &patient).await.unwrap();
     let job = site.run(drill(false)).await;
     assert_eq!(job.state, JobState::Failed, "{job:#?}");
@@ -109,7 +109,7 @@ async fn a_failover_can_change_its_point_until_it_is_committed() {
 async fn jobs_of_one_server_join_or_exclude_each_other_and_can_be_cancelled() {
     let site = Site::new().await;
     let mut patient = target("never: ");
-    patient.up_within = "1h".parse().unwrap();
+    patient.up_within = Some("1h".parse().unwrap());
     site.jobs.set_target(SERVER, &patient).await.unwrap();
     let job = site.begin(drill(false)).await.unwrap();
     site.until_step(&job, Step::AwaitUp).await;
@@ -137,7 +137,7 @@ async fn jobs_of_one_server_join_or_exclude_each_other_and_can_be_cancelled() {
 async fn a_machine_and_its_job_outlive_the_vault() {
     let site = Site::new().await;
     let mut patient = target("never: ");
-    patient.up_within = "1h".parse().unwrap();
+    patient.up_within = Some("1h".parse().unwrap());
     site.jobs.set_target(SERVER, &patient).await.unwrap();
     let job = site.begin(drill(true)).await.unwrap();
     site.until_step(&job, Step::AwaitUp).await;

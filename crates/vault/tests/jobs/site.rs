@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lifeboat_api::{Job, JobState, Probe, Target};
+use lifeboat_api::{Job, JobState, Probe, TargetSettings};
 use lifeboat_compute::{Provider, QemuProvider, QemuSettings};
 use lifeboat_model::{PointId, Span};
 use lifeboat_vault::jobs::{Interruption, JobError, JobRequest, Jobs, Step};
@@ -161,13 +161,13 @@ impl Site {
 }
 
 /// How the machine is to look: small, and up when its console shows a text.
-pub fn target(text: &str) -> Target {
-    Target {
-        cpus: 1,
-        memory_mib: 64,
+pub fn target(text: &str) -> TargetSettings {
+    TargetSettings {
+        cpus: Some(1),
+        memory_mib: Some(64),
         probes: vec![Probe::Console { text: text.to_owned() }],
-        up_within: Span::seconds(100),
-        ..Target::default()
+        up_within: Some(Span::seconds(100)),
+        ..TargetSettings::default()
     }
 }
 

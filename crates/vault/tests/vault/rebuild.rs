@@ -15,6 +15,8 @@ async fn with_history() -> Fixture {
     vault.remove_disk(SERVER, DiskNumber(1), at(25)).await.unwrap();
     take(vault, 30, &[(0, 3, 1)]).await;
     take(vault, 40, &[(0, 4, 1)]).await;
+    let facts = include_str!("../../../wire/tests/golden/v1-facts.json");
+    vault.take_facts(SERVER, serde_json::from_str(facts).unwrap(), at(45)).await.unwrap();
     fixture
 }
 

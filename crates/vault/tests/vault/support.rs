@@ -305,6 +305,7 @@ pub async fn rows(state: &Path) -> Vec<String> {
             "files",
             "object || server || disk || first_epoch || last_epoch || part || bytes || digest || plain_bytes",
         ),
+        ("server_facts", "server || facts || received_ns"),
     ] {
         let query = sqlx::AssertSqlSafe(format!("SELECT {columns} FROM {table} ORDER BY 1"));
         for row in sqlx::query(query).fetch_all(&pool).await.unwrap() {

@@ -5,6 +5,7 @@
 //! `5s`.
 
 mod disk_point;
+mod drill;
 mod job;
 mod recovery;
 mod server;
@@ -12,6 +13,7 @@ mod site;
 mod volume;
 
 pub use disk_point::{ExportFormat, Point, PointDisk, TakePoint};
+pub use drill::{DrillSchedule, ScheduleDrills};
 pub use job::{Job, JobKind, JobState, JobStep, StepState};
 pub use recovery::{
     ChangePoint, CleanUp, Console, DiskBus, DrillReport, Failover, Firmware, Forward, Machine,

@@ -288,7 +288,7 @@ pub struct ProbeResult {
     pub message: Option<String>,
 }
 
-/// A drill as the next one's report refers to it.
+/// A drill in short: as the next one's report and the server refer to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PreviousDrill {
     /// Its job.
@@ -302,4 +302,11 @@ pub struct PreviousDrill {
     /// How long that took, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_ms: Option<u64>,
+    /// The recovery point, when the drill came to choosing one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub point: Option<PointId>,
+    /// One sentence: what decided whether it came up, or why the drill failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
 }

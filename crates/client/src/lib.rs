@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_api::{
-    ChangePoint, CleanUp, Console, Event, Failover, Job, JobState, Machine, OpenVolume, OpenedVolume, Point,
-    Policy, Request, Server, Status, TakePoint, Target, TestFailover, Verify, VerifyKind, Volume,
+    ChangePoint, CleanUp, Console, DrillSchedule, Event, Failover, Job, JobState, Machine, OpenVolume,
+    OpenedVolume, Point, Policy, Request, ScheduleDrills, Server, Status, TakePoint, Target, TestFailover, Verify, VerifyKind, Volume,
 };
-use lifeboat_model::{DiskNumber, PointKind};
+use lifeboat_model::{DiskNumber, PointKind, Span};
 use lifeboat_transport::{Call, Client, ClientError, Method};
 use lifeboat_trust::{Credentials, TrustError};
 
@@ -168,6 +168,24 @@ impl Vault {
     #[allow(clippy::missing_errors_doc)]
     pub async fn commit_failover(&self, server: &str) -> Result<Job> {
         Ok(self.client.call(Method::POST, &of_server(server, "/failover/commit")).send().await?)
+    }
+
+    /// Servers that the vault drills by itself, the one that is due first at first.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn drill_schedules(&self) -> Result<Vec<DrillSchedule>> {
+        Ok(self.client.get("/v1/drills").await?)
+    }
+
+    /// Lets the vault drill a server regularly.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn schedule_drills(&self, server: &str, every: Span) -> Result<DrillSchedule> {
+        Ok(self.client.put(&of_server(server, "/drills"), &ScheduleDrills { every }).await?)
+    }
+
+    /// Lets the vault drill a server no more by itself.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn stop_drills(&self, server: &str) -> Result<()> {
+        Ok(self.client.call(Method::DELETE, &of_server(server, "/drills")).send().await?)
     }
 
     /// Jobs, newest first.

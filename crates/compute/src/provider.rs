@@ -23,6 +23,15 @@ pub trait Provider: Send + Sync + fmt::Debug {
     /// When the hypervisor is not installed or does not work.
     async fn capabilities(&self) -> Result<Capabilities, ComputeError>;
 
+    /// How large the host is on which machines run: this machine, unless the provider knows better.
+    ///
+    /// # Errors
+    ///
+    /// When the host cannot be asked.
+    fn host_size(&self) -> Result<HostSize, ComputeError> {
+        HostSize::of_this_machine()
+    }
+
     /// Makes the machine and starts it. Starting one that runs already with the same spec is no error. One
     /// that is off starts again with what it had: its disks that moved to local copies, its firmware's
     /// variables.
@@ -124,6 +133,31 @@ pub trait Provider: Send + Sync + fmt::Debug {
     ///
     /// When the machine has moved to the copy already.
     async fn cancel_hydration(&self, machine: MachineId, disk: DiskNumber) -> Result<(), ComputeError>;
+}
+
+/// How large a host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostSize {
+    /// Its memory in MiB.
+    pub memory_mib: u64,
+    /// Its processors.
+    pub cpus: u32,
+}
+
+impl HostSize {
+    /// The size of the machine that this runs on.
+    ///
+    /// # Errors
+    ///
+    /// When its processors cannot be counted.
+    pub fn of_this_machine() -> Result<Self, ComputeError> {
+        let memory = rustix::system::sysinfo();
+        // The field has another type on other architectures.
+        #[allow(clippy::useless_conversion)]
+        let bytes = u64::from(memory.totalram).saturating_mul(memory.mem_unit.into());
+        let cpus = std::thread::available_parallelism().map_err(ComputeError::io("count", "processors"))?;
+        Ok(Self { memory_mib: bytes >> 20, cpus: u32::try_from(cpus.get()).unwrap_or(u32::MAX) })
+    }
 }
 
 /// How much of the end of a console's text is kept.

@@ -12,7 +12,7 @@ use crate::command::trial;
 mod recovery;
 
 pub use recovery::{
-    DiskBusArgument, FailoverCommand, FirmwareArgument, JobCommand, MachineCommand, NetworkCardArgument,
+    DiskBusArgument, DrillCommand, FailoverCommand, FirmwareArgument, JobCommand, MachineCommand, NetworkCardArgument,
     TargetCommand, TargetSettings,
 };
 
@@ -80,6 +80,9 @@ pub enum Command {
     /// Drills, failover, and what follows.
     #[command(subcommand)]
     Failover(FailoverCommand),
+    /// Drills that the vault begins by itself.
+    #[command(subcommand)]
+    Drill(DrillCommand),
     /// Servers' machines at the recovery site.
     #[command(subcommand)]
     Machine(MachineCommand),

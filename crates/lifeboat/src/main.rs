@@ -42,6 +42,7 @@ async fn run(arguments: Arguments) -> Result<Answer, Failure> {
             command::verify::run(site, &server, against_source, timeout).await
         }
         Command::Failover(what) => command::failover::run(site, what).await,
+        Command::Drill(what) => command::drill::run(site, what).await,
         Command::Machine(what) => command::machine::run(site, what).await,
         Command::Job(what) => command::job::run(site, what).await,
         Command::Target(what) => command::target::run(site, what).await,

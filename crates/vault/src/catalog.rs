@@ -6,6 +6,7 @@
 
 mod checks;
 pub(crate) mod database;
+mod drills;
 mod error;
 mod events;
 mod jobs;
@@ -20,6 +21,7 @@ mod volumes;
 
 pub use checks::{DamagedFile, DueFile};
 pub use database::Catalog;
+pub use drills::DrillScheduleRow;
 pub use error::CatalogError;
 pub use jobs::{JobRow, StepRow};
 pub use maintenance::{RetentionChange, RetiredObject};

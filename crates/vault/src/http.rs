@@ -15,6 +15,7 @@ use crate::revoked::Revoked;
 use crate::vault::Vault;
 use crate::volumes::Volumes;
 
+mod drills;
 mod jobs;
 mod operator;
 mod process_server;
@@ -63,6 +64,7 @@ fn operator_api() -> OpenApiRouter<VaultService> {
         .merge(verification::routes())
         .merge(volumes::routes())
         .merge(jobs::routes())
+        .merge(drills::routes())
 }
 
 /// All routes.

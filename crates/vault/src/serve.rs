@@ -136,6 +136,7 @@ impl RunningVault {
         let machines = QemuSettings::new(directory);
         let provider = QemuProvider::open(machines).await?;
         let jobs = Jobs::new(Arc::clone(&volumes), Arc::new(provider), Timestamp::now, Arc::new(()));
+        jobs.set_limits(settings.machines.limits());
         let service = VaultService { vault, volumes, jobs, revoked, clock: Timestamp::now };
         Ok(Self { settings, service, tls: Arc::new(tls), nbd_tls, listener })
     }
@@ -169,6 +170,7 @@ impl RunningVault {
                 expire_requests(&service.vault),
                 service.volumes.retry_now_and_then(),
                 service.volumes.end_leases(service.clock),
+                service.jobs.drill_regularly(),
                 retention::run(
                     Arc::clone(&service.vault),
                     settings.retention_interval.duration(),

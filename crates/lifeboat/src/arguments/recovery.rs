@@ -76,6 +76,24 @@ pub enum FailoverCommand {
 }
 
 #[derive(Subcommand)]
+pub enum DrillCommand {
+    /// Let the vault drill a server regularly: from its newest point, as `failover test` does.
+    Schedule {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// Time between two drills, such as 7d; 1h to 366d. Each server has a moment of its own.
+        #[arg(long, value_name = "SPAN", required_unless_present = "off")]
+        every: Option<Span>,
+        /// Drill it no more.
+        #[arg(long, conflicts_with = "every")]
+        off: bool,
+    },
+    /// Servers that are drilled regularly: when next, how the last one went, and what a drill waits for.
+    List,
+}
+
+#[derive(Subcommand)]
 pub enum MachineCommand {
     /// All machines.
     List,

@@ -312,6 +312,9 @@ impl std::convert::From<JobError> for ApiError {
                 Self::new(status, conflict.code(), conflict.to_string())
             }
             JobError::Compute(error) => compute_error(&error),
+            JobError::Memory { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "compute_failed", error.to_string())
+            }
             error @ (JobError::NotUp(_) | JobError::Interrupted | JobError::MadeToFail) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "job_failed", error.to_string())
             }

@@ -31,6 +31,9 @@ pub enum Conflict {
     /// There is no drill.
     #[error("there is no drill of this server, so there is nothing to clean up")]
     NoDrill,
+    /// Its machine would find no room.
+    #[error("{0}")]
+    NoRoom(Box<super::NoRoom>),
     /// The server has failed over.
     #[error(
         "this server has failed over to point {point} and runs at the recovery site; {}",
@@ -98,6 +101,7 @@ impl Conflict {
             Self::JobUnderWay { .. } => "job_under_way",
             Self::DrillRunning { .. } => "drill_running",
             Self::NoDrill => "no_drill",
+            Self::NoRoom(_) => "no_room",
             Self::FailedOver { .. } => "failed_over",
             Self::NotFailedOver(_) => "not_failed_over",
             Self::LatestOfChange => "invalid",

@@ -133,6 +133,12 @@ impl Work {
 }
 
 impl JobRequest {
+    /// A drill that leaves nothing behind.
+    #[must_use]
+    pub fn drill(point: &str) -> Self {
+        Self::Drill { point: point.to_owned(), keep: false }
+    }
+
     /// Its steps, in their order.
     #[must_use]
     pub fn steps(&self) -> Vec<Step> {

@@ -177,7 +177,9 @@ impl Jobs {
             spec: spec.clone(),
         };
         catalog.put_recovery(&recovery).await?;
-        self.provider.start(&spec).await?;
+        if let Err(error) = self.provider.start(&spec).await {
+            return Err(self.with_drills(job.server, error).await);
+        }
         if let MachineStatus::Running { first_instruction, since, .. } = self.provider.status(spec.id).await?
         {
             job.work.first_instruction = Some(first_instruction.unwrap_or(since));
@@ -278,7 +280,7 @@ impl Jobs {
             compute: job.work.compute.clone(),
             console: console[cut..].to_owned(),
             screenshot,
-            previous: self.vault.last_drill(job.server, Some(job.id)).await?,
+            previous: self.vault.last_report(job.server, job.id).await?,
         });
         Ok(None)
     }

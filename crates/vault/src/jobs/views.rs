@@ -202,7 +202,7 @@ impl Jobs {
         })
     }
 
-    async fn server_name(&self, server: ServerId) -> Result<String, JobError> {
+    pub(super) async fn server_name(&self, server: ServerId) -> Result<String, JobError> {
         let row = self.vault.catalog().server(server).await?;
         Ok(row.ok_or_else(|| unknown("server", &server.to_string(), Vec::new()))?.name)
     }
@@ -262,15 +262,28 @@ pub(super) const fn nic_model(card: api::NetworkCard) -> NicModel {
 
 impl Vault {
     /// The last drill of a server that came to a report, but for the job `but`.
-    pub(crate) async fn last_drill(
+    pub(crate) async fn last_report(
         &self,
         server: ServerId,
-        but: Option<JobId>,
+        but: JobId,
     ) -> Result<Option<api::PreviousDrill>, VaultError> {
-        let job = self.catalog.newest_report(server, but).await?;
-        Ok(job.and_then(|job| {
-            let report = job.report?;
-            Some(api::PreviousDrill { job: job.id, begun: job.begun, up: report.up, boot_ms: report.boot_ms })
-        }))
+        Ok(self.catalog.newest_report(server, Some(but)).await?.map(in_short))
+    }
+
+    /// The newest drill of a server that has ended, whether or not it came to a report.
+    pub(crate) async fn last_drill(&self, server: ServerId) -> Result<Option<api::PreviousDrill>, VaultError> {
+        Ok(self.catalog.newest_drill(server).await?.map(in_short))
+    }
+}
+
+fn in_short(job: JobRow) -> api::PreviousDrill {
+    let report = job.report.as_ref();
+    api::PreviousDrill {
+        job: job.id,
+        begun: job.begun,
+        up: report.is_some_and(|report| report.up),
+        boot_ms: report.and_then(|report| report.boot_ms),
+        point: job.work.point.map(|(point, _)| point),
+        verdict: job.report.map(|report| report.verdict).or(job.message),
     }
 }

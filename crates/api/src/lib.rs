@@ -7,6 +7,7 @@
 mod disk_point;
 mod drill;
 mod job;
+mod network;
 mod recovery;
 mod server;
 mod site;
@@ -15,6 +16,7 @@ mod volume;
 pub use disk_point::{ExportFormat, Point, PointDisk, TakePoint};
 pub use drill::{DrillSchedule, ScheduleDrills};
 pub use job::{Job, JobKind, JobState, JobStep, StepState};
+pub use network::{CreateNetwork, Network, NetworkKind, NetworkMapping, NetworkMember};
 pub use recovery::{
     ChangePoint, CleanUp, Console, DiskBus, DrillReport, Failover, Firmware, Forward, Machine,
     MachinePurpose, MachineState, NetworkCard, PreviousDrill, Probe, ProbeResult, Target, TestFailover,

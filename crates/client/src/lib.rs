@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_api::{
-    ChangePoint, CleanUp, Console, DrillSchedule, Event, Failover, Job, JobState, Machine, OpenVolume,
-    OpenedVolume, Point, Policy, Request, ScheduleDrills, Server, Status, TakePoint, Target, TestFailover, Verify, VerifyKind, Volume,
+    ChangePoint, CleanUp, Console, CreateNetwork, DrillSchedule, Event, Failover, Job, JobState, Machine,
+    Network, NetworkMapping, OpenVolume, OpenedVolume, Point, Policy, Request, ScheduleDrills, Server,
+    Status, TakePoint, Target, TestFailover, Verify, VerifyKind, Volume,
 };
 use lifeboat_model::{DiskNumber, PointKind, Span};
 use lifeboat_transport::{Call, Client, ClientError, Method};
@@ -186,6 +187,43 @@ impl Vault {
     #[allow(clippy::missing_errors_doc)]
     pub async fn stop_drills(&self, server: &str) -> Result<()> {
         Ok(self.client.call(Method::DELETE, &of_server(server, "/drills")).send().await?)
+    }
+
+    /// Networks at the recovery site, by name.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn networks(&self) -> Result<Vec<Network>> {
+        Ok(self.client.get("/v1/networks").await?)
+    }
+
+    /// One network, by name, id or unique beginning of one.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn network(&self, network: &str) -> Result<Network> {
+        Ok(self.client.get(&format!("/v1/networks/{}", escape(network))).await?)
+    }
+
+    /// Makes a network.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn create_network(&self, create: &CreateNetwork) -> Result<Network> {
+        Ok(self.client.post("/v1/networks", create).await?)
+    }
+
+    /// Deletes a network that nothing uses.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn delete_network(&self, network: &str) -> Result<()> {
+        let path = format!("/v1/networks/{}", escape(network));
+        Ok(self.client.call(Method::DELETE, &path).send().await?)
+    }
+
+    /// Which networks stand in for those of the protected site.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn network_mappings(&self) -> Result<Vec<NetworkMapping>> {
+        Ok(self.client.get("/v1/network-mappings").await?)
+    }
+
+    /// Sets which networks stand in for one of the protected site; answers all mappings.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn map_network(&self, mapping: &NetworkMapping) -> Result<Vec<NetworkMapping>> {
+        Ok(self.client.put("/v1/network-mappings", mapping).await?)
     }
 
     /// Jobs, newest first.

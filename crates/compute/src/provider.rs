@@ -1,11 +1,12 @@
 //! What the vault's jobs ask of whatever runs machines.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use lifeboat_model::{DiskNumber, MachineId};
+use lifeboat_model::{DiskNumber, MachineId, NetworkId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ComputeError;
@@ -93,7 +94,7 @@ pub trait Provider: Send + Sync + fmt::Debug {
     /// When they cannot be listed.
     async fn machines(&self) -> Result<Vec<MachineId>, ComputeError>;
 
-    /// Connects to a TCP port of the guest through a forward and says whether the guest took the connection.
+    /// Connects to a TCP port of the guest, through a forward or at its address, and says whether the guest took the connection.
     /// A connection to the forward alone says nothing: it is open while the machine runs.
     ///
     /// # Errors
@@ -105,6 +106,26 @@ pub trait Provider: Send + Sync + fmt::Debug {
         guest_port: u16,
         limit: Duration,
     ) -> Result<Reached, ComputeError>;
+
+    /// The address at which the host reaches the guest, where it is known: the one that it was given, or one
+    /// that it got by DHCP.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such machine.
+    async fn address(&self, _machine: MachineId) -> Result<Option<Ipv4Addr>, ComputeError> {
+        Ok(None)
+    }
+
+    /// What stands before a command on the host that is to run inside a network that machines share; none
+    /// when no machine is in it, or the provider's hosts have no such thing.
+    ///
+    /// # Errors
+    ///
+    /// When the network cannot be looked for.
+    async fn entrance(&self, _network: NetworkId) -> Result<Option<String>, ComputeError> {
+        Ok(None)
+    }
 
     /// Begins to copy a disk of a running machine to a local file. When all is copied the machine moves
     /// over to it without a stop. Asking again for the same target goes on with it, at the new speed.

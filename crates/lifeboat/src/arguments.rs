@@ -9,11 +9,13 @@ use lifeboat_model::{DiskNumber, PointKind, ServerId, Span};
 
 use crate::command::trial;
 
+mod network;
 mod recovery;
 
+pub use network::{NetworkCommand, NetworkSettings};
 pub use recovery::{
-    DiskBusArgument, DrillCommand, FailoverCommand, FirmwareArgument, JobCommand, MachineCommand, NetworkCardArgument,
-    TargetCommand, TargetSettings,
+    DiskBusArgument, DrillCommand, FailoverCommand, FirmwareArgument, JobCommand, MachineCommand,
+    NetworkCardArgument, TargetCommand, TargetSettings,
 };
 
 /// Self-hosted disaster recovery for physical servers.
@@ -92,6 +94,9 @@ pub enum Command {
     /// How a server's machine is to look at the recovery site.
     #[command(subcommand)]
     Target(TargetCommand),
+    /// Networks at the recovery site, and which stand in for those of the protected site.
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// What happened.
     #[command(subcommand)]
     Event(EventCommand),

@@ -46,6 +46,7 @@ async fn run(arguments: Arguments) -> Result<Answer, Failure> {
         Command::Machine(what) => command::machine::run(site, what).await,
         Command::Job(what) => command::job::run(site, what).await,
         Command::Target(what) => command::target::run(site, what).await,
+        Command::Network(what) => command::network::run(site, what).await,
         Command::Event(what) => command::event::run(site, what).await,
         Command::Trial(options) => command::trial::run(site, &options).await,
         Command::Vault(what) => command::role::vault(site, what).await,

@@ -17,6 +17,7 @@ use crate::volumes::Volumes;
 
 mod drills;
 mod jobs;
+mod networks;
 mod operator;
 mod process_server;
 mod verification;
@@ -65,6 +66,7 @@ fn operator_api() -> OpenApiRouter<VaultService> {
         .merge(volumes::routes())
         .merge(jobs::routes())
         .merge(drills::routes())
+        .merge(networks::routes())
 }
 
 /// All routes.

@@ -17,6 +17,8 @@
 
 mod conflicts;
 mod drills;
+mod networks;
+mod placing;
 mod request;
 mod room;
 mod runner;
@@ -92,6 +94,8 @@ pub struct Jobs {
     interruption: Arc<dyn Interruption>,
     /// How much machines may take together.
     limits: Mutex<MachineLimits>,
+    /// Held while a machine's network and address are chosen and noted.
+    placing: tokio::sync::Mutex<()>,
     /// Held while it is decided whether a job may begin.
     beginning: tokio::sync::Mutex<()>,
     at_work: Mutex<BTreeMap<JobId, watch::Sender<Order>>>,
@@ -118,8 +122,9 @@ impl Jobs {
         interruption: Arc<dyn Interruption>,
     ) -> Arc<Self> {
         let vault = Arc::clone(volumes.vault());
-        let (limits, beginning, at_work) = (Mutex::default(), tokio::sync::Mutex::default(), Mutex::default());
-        Arc::new(Self { vault, volumes, provider, clock, interruption, limits, beginning, at_work })
+        let (placing, beginning) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
+        let (limits, at_work) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { vault, volumes, provider, clock, interruption, limits, placing, beginning, at_work })
     }
 
     /// Sets how much machines may take together, for drills that begin from now on.
@@ -193,6 +198,9 @@ impl Jobs {
         // Named now, so that a wrong name is refused at once and not by a failed job.
         if let Some(text) = request.named_point() {
             self.vault.find_point(server, text).await?;
+        }
+        if matches!(request, JobRequest::Drill { .. } | JobRequest::Failover { .. }) {
+            self.attachment(server, &request, &self.target_of(server).await?).await?;
         }
         if matches!(request, JobRequest::Drill { .. }) {
             self.check_room(server, &under_way).await?;

@@ -18,6 +18,10 @@ pub enum FailoverCommand {
         #[arg(long, default_value = "latest")]
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,
+        /// The network that the copy joins; `own` for one of its own. What the target and the mappings say
+        /// when absent.
+        #[arg(long, value_name = "NETWORK|own")]
+        network: Option<String>,
         /// Leave the copy running, until `failover cleanup`.
         #[arg(long)]
         keep: bool,
@@ -50,6 +54,10 @@ pub enum FailoverCommand {
         #[arg(long)]
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,
+        /// The network that the copy joins; `own` for one of its own. What the target and the mappings say
+        /// when absent.
+        #[arg(long, value_name = "NETWORK|own")]
+        network: Option<String>,
         /// Come back at once with the job.
         #[arg(long)]
         no_wait: bool,
@@ -197,9 +205,16 @@ pub struct TargetSettings {
     /// The network card's address, such as 52:54:00:12:34:56; `auto` for one of the server's own.
     #[arg(long, value_name = "ADDRESS|auto")]
     pub mac: Option<String>,
-    /// The bridge on the vault's machine that a failover joins; `none` for a network of its own.
-    #[arg(long, value_name = "BRIDGE|none")]
+    /// The network that a failover joins; `own` for one of its own, `none` for what the mappings say.
+    #[arg(long, value_name = "NETWORK|own|none")]
     pub network: Option<String>,
+    /// The network that a drill joins; `own` for one of its own, `none` for what the mappings say.
+    #[arg(long, value_name = "NETWORK|own|none")]
+    pub test_network: Option<String>,
+    /// The server's address, which chooses the mapping and by which probes reach the machine in a network;
+    /// `none` when it has no fixed one.
+    #[arg(long, value_name = "ADDRESS|none")]
+    pub address: Option<String>,
     /// What shows that it is up: console=TEXT, tcp=PORT, ssh=PORT or http=PORT/PATH[=STATUS]; repeatable,
     /// all have to pass; `default` for a login on the console or an SSH banner.
     #[arg(long = "probe", value_name = "PROBE|default")]

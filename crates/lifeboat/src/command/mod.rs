@@ -7,6 +7,7 @@ pub mod export;
 pub mod failover;
 pub mod job;
 pub mod machine;
+pub mod network;
 pub mod point;
 pub mod rebuild;
 mod report;

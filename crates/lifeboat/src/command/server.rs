@@ -1,6 +1,8 @@
 //! `lifeboat server …`.
 
-use lifeboat_api::{CopyProgress, Policy, PolicyRule, PreviousDrill, Protection, RequestState, Server, VerifyKind};
+use lifeboat_api::{
+    CopyProgress, Policy, PolicyRule, PreviousDrill, Protection, RequestState, Server, VerifyKind,
+};
 use lifeboat_model::ByteCount;
 
 use crate::arguments::{Output, ServerCommand, SiteArguments};

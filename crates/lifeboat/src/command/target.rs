@@ -54,7 +54,20 @@ fn changed(mut target: Target, settings: &TargetSettings) -> Result<Target, Fail
         target.mac = (mac != "auto").then(|| mac.clone());
     }
     if let Some(network) = &settings.network {
-        target.bridge = (network != "none").then(|| network.clone());
+        // Whoever names a network means it instead of a bridge that was set before.
+        (target.network, target.bridge) = (unless_none(network), None);
+    }
+    if let Some(network) = &settings.test_network {
+        target.test_network = unless_none(network);
+    }
+    if let Some(address) = &settings.address {
+        target.address = match unless_none(address) {
+            Some(text) => Some(
+                text.parse()
+                    .map_err(|_| Failure::new(format!("{text:?} is no IPv4 address such as 10.5.0.7")))?,
+            ),
+            None => None,
+        };
     }
     if !settings.probes.is_empty() {
         target.probes = if settings.probes == ["default"] {
@@ -64,6 +77,10 @@ fn changed(mut target: Target, settings: &TargetSettings) -> Result<Target, Fail
         };
     }
     Ok(target)
+}
+
+fn unless_none(text: &str) -> Option<String> {
+    (text != "none").then(|| text.to_owned())
 }
 
 fn probe(text: &str) -> Result<Probe, Failure> {
@@ -109,11 +126,21 @@ fn print_target(target: &Target) {
     print_line(&format!("Firmware   {firmware}"));
     print_line(&format!("Disks      {bus}"));
     let mac = target.mac.as_deref().unwrap_or("an address of its own");
-    let network = target
-        .bridge
-        .as_ref()
-        .map_or_else(|| "a network of its own".to_owned(), |bridge| format!("bridge {bridge}"));
-    print_line(&format!("Network    {card}, {mac}; at a failover {network}"));
+    print_line(&format!("Network    {card}, {mac}"));
+    let joins = |network: Option<&String>| match network.map(String::as_str) {
+        None => "what the mappings say, else a network of its own".to_owned(),
+        Some("own") => "a network of its own".to_owned(),
+        Some(name) => format!("network {name}"),
+    };
+    let production = match (&target.network, &target.bridge) {
+        (None, Some(bridge)) => format!("bridge {bridge}"),
+        (network, _) => joins(network.as_ref()),
+    };
+    print_line(&format!("           at a failover {production}"));
+    print_line(&format!("           at a drill {}", joins(target.test_network.as_ref())));
+    if let Some(address) = target.address {
+        print_line(&format!("           with the address {address}"));
+    }
     print_line(&format!("Up within  {}", target.up_within));
     if target.probes.is_empty() {
         print_line("Up when    its console shows a login, or SSH greets on port 22");

@@ -51,7 +51,7 @@ async fn test_failover(
     Json(body): Json<TestFailover>,
 ) -> Result<(StatusCode, Json<Job>), ApiError> {
     let point = body.point.unwrap_or_else(|| "latest".to_owned());
-    begin(&service, &server, JobRequest::Drill { point, keep: body.keep }).await
+    begin(&service, &server, JobRequest::Drill { point, keep: body.keep, network: body.network }).await
 }
 
 /// Ends a drill: its copy is removed.
@@ -79,7 +79,7 @@ async fn failover(
     Path(server): Path<String>,
     Json(body): Json<Failover>,
 ) -> Result<(StatusCode, Json<Job>), ApiError> {
-    begin(&service, &server, JobRequest::Failover { point: body.point }).await
+    begin(&service, &server, JobRequest::Failover { point: body.point, network: body.network }).await
 }
 
 /// Starts the copy that took over anew, from another point. What it has written is gone then.

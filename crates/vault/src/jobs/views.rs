@@ -1,7 +1,9 @@
 //! Jobs and machines as operators see them, and what they set in the words of the provider.
 
 use lifeboat_api as api;
-use lifeboat_compute::{ConsoleText, DiskBus, Firmware, Forward, MacAddress, MachineStatus, NicModel};
+use lifeboat_compute::{
+    Attachment, ConsoleText, DiskBus, Firmware, Forward, MacAddress, MachineStatus, NicModel,
+};
 use lifeboat_model::{JobId, ServerId};
 
 use super::{JobError, Jobs};
@@ -160,7 +162,14 @@ impl Jobs {
     pub async fn set_target(&self, server: ServerId, target: &api::Target) -> Result<(), JobError> {
         self.server_name(server).await?;
         check_target(target, server)?;
-        Ok(self.vault.catalog().put_target(server, target).await?)
+        let mut target = target.clone();
+        for name in [&mut target.network, &mut target.test_network].into_iter().flatten() {
+            // By its whole name, since a beginning may be another one's some day.
+            if name != super::networks::OWN {
+                *name = self.find_network(name).await?.name;
+            }
+        }
+        Ok(self.vault.catalog().put_target(server, &target).await?)
     }
 
     async fn recovery(&self, server: ServerId) -> Result<RecoveryRow, JobError> {
@@ -182,6 +191,15 @@ impl Jobs {
             MachineStatus::Off { why } => (api::MachineState::Off, Some(why.to_string()), Vec::new()),
             MachineStatus::Absent => (api::MachineState::Absent, None, Vec::new()),
         };
+        let (network, id) = match row.spec.nics.first().map(|nic| &nic.attachment) {
+            Some(Attachment::Shared { network, .. }) => (Some(network.name.clone()), Some(network.id)),
+            Some(Attachment::Bridge { name, .. }) => (Some(name.clone()), None),
+            Some(Attachment::Isolated { .. }) | None => (None, None),
+        };
+        let entrance = match id {
+            Some(id) => self.provider.entrance(id).await?,
+            None => None,
+        };
         let forward = |forward: Forward| api::Forward { port: forward.host_port, to: forward.guest_port };
         Ok(api::Machine {
             id: row.machine,
@@ -199,6 +217,9 @@ impl Jobs {
             cpus: row.spec.cpus,
             memory_mib: row.spec.memory_mib,
             forwards: forwards.into_iter().map(forward).collect(),
+            network,
+            address: self.provider.address(row.machine).await.unwrap_or_default(),
+            entrance,
         })
     }
 
@@ -271,7 +292,10 @@ impl Vault {
     }
 
     /// The newest drill of a server that has ended, whether or not it came to a report.
-    pub(crate) async fn last_drill(&self, server: ServerId) -> Result<Option<api::PreviousDrill>, VaultError> {
+    pub(crate) async fn last_drill(
+        &self,
+        server: ServerId,
+    ) -> Result<Option<api::PreviousDrill>, VaultError> {
         Ok(self.catalog.newest_drill(server).await?.map(in_short))
     }
 }

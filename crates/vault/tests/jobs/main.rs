@@ -6,6 +6,7 @@ mod drills;
 mod failing;
 mod fencing;
 mod life;
+mod networks;
 mod site;
 #[allow(dead_code, reason = "shared with the tests of the vault")]
 #[path = "../vault/support.rs"]

@@ -142,6 +142,10 @@ impl Site {
         let place = self.dir.path().display().to_string();
         let processes: Vec<_> = command_lines().filter(|line| line.contains(&place)).collect();
         assert!(processes.is_empty(), "{processes:?}");
+        // What holds a network names no file.
+        let works_here = |cwd: &std::path::PathBuf| cwd.starts_with(self.dir.path());
+        let processes: Vec<_> = working_directories().filter(works_here).collect();
+        assert!(processes.is_empty(), "{processes:?}");
     }
 
     pub async fn provider_machines(&self) -> usize {
@@ -170,11 +174,11 @@ pub fn target(text: &str) -> Target {
 }
 
 pub fn drill(keep: bool) -> JobRequest {
-    JobRequest::Drill { point: "latest".to_owned(), keep }
+    JobRequest::Drill { point: "latest".to_owned(), keep, network: None }
 }
 
 pub fn failover(point: &str) -> JobRequest {
-    JobRequest::Failover { point: point.to_owned() }
+    JobRequest::Failover { point: point.to_owned(), network: None }
 }
 
 /// The kinds of steps that something happened to, and what is to happen to the others.
@@ -227,10 +231,8 @@ async fn commit_guest(vault: &Vault, server: ServerId, epoch: u64, text: &str) {
     block.resize(4096, 0);
     let content = files.with_frames(server, 0, epoch, 0, &[block]);
     let file = describe(0, epoch, 0, &content);
-    let grant = vault
-        .grant(PROCESS_SERVER, &GrantRequest { server, file: file.clone() }, at(2))
-        .await
-        .unwrap();
+    let grant =
+        vault.grant(PROCESS_SERVER, &GrantRequest { server, file: file.clone() }, at(2)).await.unwrap();
     send(vault, &grant.url, &[content]).await.unwrap();
     let seconds = i64::try_from(epoch * 10).unwrap();
     let mut commit = files.commit(server, seconds, &[(0, epoch, 1)]);
@@ -257,6 +259,11 @@ fn boot_sector(text: &str) -> Vec<u8> {
     sector.resize(510, 0);
     sector.extend_from_slice(&[0x55, 0xaa]);
     sector
+}
+
+fn working_directories() -> impl Iterator<Item = std::path::PathBuf> {
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    processes.filter_map(|entry| std::fs::read_link(entry.path().join("cwd")).ok())
 }
 
 fn command_lines() -> impl Iterator<Item = String> {

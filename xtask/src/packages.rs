@@ -59,6 +59,11 @@ pub const ALL: &[&str] = &[
     "dosfstools",
     "mtools",
     "openssh-client",
+    // Networks at the recovery site, and the guests that try them.
+    "dnsmasq-base",
+    "slirp4netns",
+    "nftables",
+    "busybox-static",
 ];
 
 /// What Lifeboat is measured against.

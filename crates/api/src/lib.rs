@@ -5,16 +5,20 @@
 //! `5s`.
 
 mod disk_point;
+mod drill;
 mod facts;
 mod job;
+mod network;
 mod recovery;
 mod server;
 mod site;
 mod volume;
 
 pub use disk_point::{ExportFormat, Point, PointDisk, TakePoint};
+pub use drill::{DrillSchedule, ScheduleDrills};
 pub use facts::{Facts, Finding, Interface, Readiness, ReadinessVerdict};
 pub use job::{Job, JobKind, JobState, JobStep, StepState};
+pub use network::{CreateNetwork, Network, NetworkKind, NetworkMapping, NetworkMember};
 pub use recovery::{
     ChangePoint, CleanUp, Console, DiskBus, DrillReport, Failover, Firmware, Forward, Hydrate, LocalFormat,
     Machine, MachinePurpose, MachineState, NetworkCard, PreviousDrill, Probe, ProbeResult, Target,

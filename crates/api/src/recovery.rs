@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 use lifeboat_model::{JobId, MachineId, PointId, PointKind, ServerId, Span, VolumeId};
@@ -15,6 +16,10 @@ pub struct TestFailover {
     /// Leave the copy running after the report, until it is cleaned up.
     #[serde(default)]
     pub keep: bool,
+    /// The network that the copy joins, or `own` for one of its own. What the target and the mappings say
+    /// when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
 }
 
 /// Removes the copy of a drill.
@@ -33,6 +38,10 @@ pub struct Failover {
     /// `latest` (the source is asked for a last point first), `latest-processed`, a point's id or a
     /// unique beginning of one, or a time.
     pub point: String,
+    /// The network that the copy joins, or `own` for one of its own. What the target and the mappings say
+    /// when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
 }
 
 /// Starts the copy that took over anew, from another point.
@@ -108,6 +117,17 @@ pub struct Machine {
     pub memory_mib: u64,
     /// Where ports of the machine are reached on the vault's machine.
     pub forwards: Vec<Forward>,
+    /// The network or the host's bridge that it is in; absent when it has a network of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// Its address there, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<Ipv4Addr>,
+    /// What stands before a command on the vault's machine that is to reach that address, when something
+    /// must, such as `nsenter --target 4711 --net`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrance: Option<String>,
 }
 
 /// A port of the vault's machine that leads to one of a recovered machine.
@@ -168,9 +188,22 @@ pub struct Target {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "52:54:00:12:34:56")]
     pub mac: Option<String>,
-    /// The bridge on the vault's machine that a failover joins; a network of its own when absent.
+    /// The bridge on the vault's machine that a failover joins, when `network` is absent. A network of kind
+    /// `bridge` says the same for many servers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
+    /// The network that a failover joins, or `own` for one of its own. The mappings decide when absent, and
+    /// where there is none it is one of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// The same for a drill.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_network: Option<String>,
+    /// The server's address: with it mappings are chosen, probes reach the machine in a network, and two
+    /// machines with the same one in one network are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "10.5.0.7")]
+    pub address: Option<Ipv4Addr>,
     /// What decides that it is up: all of them. When empty, a login on the serial console or an SSH
     /// banner on port 22, whichever comes first.
     pub probes: Vec<Probe>,
@@ -205,9 +238,19 @@ pub struct TargetSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "52:54:00:12:34:56")]
     pub mac: Option<String>,
-    /// The bridge on the vault's machine that a failover joins; a network of its own when absent.
+    /// The bridge on the vault's machine that a failover joins; see `Target`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
+    /// The network that a failover joins; see `Target`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// The same for a drill.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_network: Option<String>,
+    /// The server's address; see `Target`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "10.5.0.7")]
+    pub address: Option<Ipv4Addr>,
     /// What decides that it is up; see `Target`.
     pub probes: Vec<Probe>,
     /// In which time it has to come up.
@@ -230,7 +273,10 @@ impl From<Target> for TargetSettings {
             network_card: unless(&target, "network_card", target.network_card),
             mac: unless(&target, "mac", target.mac.clone()).flatten(),
             up_within: unless(&target, "up_within", target.up_within),
+            address: unless(&target, "address", target.address).flatten(),
             bridge: target.bridge,
+            network: target.network,
+            test_network: target.test_network,
             probes: target.probes,
         }
     }
@@ -246,6 +292,9 @@ impl Default for Target {
             network_card: NetworkCard::Virtio,
             mac: None,
             bridge: None,
+            network: None,
+            test_network: None,
+            address: None,
             probes: Vec::new(),
             up_within: Span::seconds(600),
             derived: BTreeMap::new(),
@@ -370,7 +419,7 @@ pub struct ProbeResult {
     pub message: Option<String>,
 }
 
-/// A drill as the next one's report refers to it.
+/// A drill in short: as the next one's report and the server refer to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PreviousDrill {
     /// Its job.
@@ -384,4 +433,11 @@ pub struct PreviousDrill {
     /// How long that took, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_ms: Option<u64>,
+    /// The recovery point, when the drill came to choosing one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub point: Option<PointId>,
+    /// One sentence: what decided whether it came up, or why the drill failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
 }

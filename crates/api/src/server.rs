@@ -145,7 +145,7 @@ pub struct Server {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub compared_point: Option<PointId>,
-    /// The last drill that came to a report.
+    /// The newest drill that has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_drill: Option<PreviousDrill>,
     /// What its agent has found out about it.

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_api::{
-    ChangePoint, CleanUp, Console, Event, Failover, Hydrate, Job, JobState, Machine, OpenVolume,
-    OpenedVolume, Point, Policy, Readiness, Request, Server, Status, TakePoint, Target, TargetSettings,
-    TestFailover, Verify, VerifyKind, Volume,
+    ChangePoint, CleanUp, Console, CreateNetwork, DrillSchedule, Event, Failover, Hydrate, Job, JobState,
+    Machine, Network, NetworkMapping, OpenVolume, OpenedVolume, Point, Policy, Readiness, Request,
+    ScheduleDrills, Server, Status, TakePoint, Target, TargetSettings, TestFailover, Verify, VerifyKind,
+    Volume,
 };
-use lifeboat_model::{DiskNumber, PointKind};
+use lifeboat_model::{DiskNumber, PointKind, Span};
 use lifeboat_transport::{Call, Client, ClientError, Method};
 use lifeboat_trust::{Credentials, TrustError};
 
@@ -181,6 +182,61 @@ impl Vault {
     #[allow(clippy::missing_errors_doc)]
     pub async fn hydrate(&self, server: &str, hydrate: &Hydrate) -> Result<Job> {
         Ok(self.client.post(&of_server(server, "/machine/hydrate"), hydrate).await?)
+    }
+
+    /// Servers that the vault drills by itself, the one that is due first at first.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn drill_schedules(&self) -> Result<Vec<DrillSchedule>> {
+        Ok(self.client.get("/v1/drills").await?)
+    }
+
+    /// Lets the vault drill a server regularly.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn schedule_drills(&self, server: &str, every: Span) -> Result<DrillSchedule> {
+        Ok(self.client.put(&of_server(server, "/drills"), &ScheduleDrills { every }).await?)
+    }
+
+    /// Lets the vault drill a server no more by itself.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn stop_drills(&self, server: &str) -> Result<()> {
+        Ok(self.client.call(Method::DELETE, &of_server(server, "/drills")).send().await?)
+    }
+
+    /// Networks at the recovery site, by name.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn networks(&self) -> Result<Vec<Network>> {
+        Ok(self.client.get("/v1/networks").await?)
+    }
+
+    /// One network, by name, id or unique beginning of one.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn network(&self, network: &str) -> Result<Network> {
+        Ok(self.client.get(&format!("/v1/networks/{}", escape(network))).await?)
+    }
+
+    /// Makes a network.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn create_network(&self, create: &CreateNetwork) -> Result<Network> {
+        Ok(self.client.post("/v1/networks", create).await?)
+    }
+
+    /// Deletes a network that nothing uses.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn delete_network(&self, network: &str) -> Result<()> {
+        let path = format!("/v1/networks/{}", escape(network));
+        Ok(self.client.call(Method::DELETE, &path).send().await?)
+    }
+
+    /// Which networks stand in for those of the protected site.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn network_mappings(&self) -> Result<Vec<NetworkMapping>> {
+        Ok(self.client.get("/v1/network-mappings").await?)
+    }
+
+    /// Sets which networks stand in for one of the protected site; answers all mappings.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn map_network(&self, mapping: &NetworkMapping) -> Result<Vec<NetworkMapping>> {
+        Ok(self.client.put("/v1/network-mappings", mapping).await?)
     }
 
     /// Jobs, newest first.

@@ -159,6 +159,14 @@ pub enum ComputeError {
         /// What `ip` said.
         why: String,
     },
+    /// A network cannot be made, or not joined.
+    #[error("the network {network} cannot be had: {why}")]
+    Network {
+        /// Its name.
+        network: String,
+        /// What was said.
+        why: String,
+    },
     /// A tap device stays.
     #[error("cannot remove the network device {device} of machine {machine}: {why}")]
     Tap {

@@ -22,11 +22,12 @@ mod spec;
 
 pub use error::ComputeError;
 pub use hydration::{DiskHydration, HydrationState, HydrationTarget};
-pub use lifeboat_model::{CopyIdentity, MachineId, Purpose};
-pub use network::{Attachment, Forward, MacAddress, MacAddressError, Nic, NicModel, Subnet};
+pub use lifeboat_model::{CopyIdentity, Ipv4Subnet, MachineId, NetworkId, Purpose};
+pub use network::{Attachment, Forward, MacAddress, MacAddressError, Nic, NicModel, SharedNetwork, Subnet};
 pub use probe::{Probe, Waiting};
 pub use provider::{
-    Acceleration, CONSOLE_BYTES_KEPT, Capabilities, ConsoleText, MachineStatus, OffReason, Provider, Reached,
+    Acceleration, CONSOLE_BYTES_KEPT, Capabilities, ConsoleText, HostSize, MachineStatus, OffReason,
+    Provider, Reached,
 };
 pub use qemu::{AccelerationChoice, QemuProvider, QemuSettings};
 pub use spec::{DiskAddress, DiskBus, DiskFormat, Firmware, MachineDisk, MachineSpec};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use lifeboat_model::{Ipv4Subnet, NetworkId};
 use serde::{Deserialize, Serialize};
 
 /// A network interface of a machine.
@@ -38,11 +39,39 @@ pub enum Attachment {
         /// Ports on this machine's loopback that reach the guest.
         forwards: Vec<Forward>,
     },
+    /// A network that machines share. The provider makes it for the first of them, and removes it with the
+    /// last one that has power.
+    Shared {
+        /// Which.
+        network: SharedNetwork,
+        /// The guest's address in it, where that is known: fixed inside, or given to it by DHCP.
+        address: Option<Ipv4Addr>,
+    },
     /// A bridge on this machine. The provider makes a tap device for it, and removes it.
     Bridge {
         /// The bridge's name.
         name: String,
+        /// The guest's address, where that is known.
+        #[serde(default)]
+        address: Option<Ipv4Addr>,
     },
+}
+
+/// A network that machines share. No packet leaves it, unless it is `outward`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedNetwork {
+    /// Its id: machines with the same one are in one network.
+    pub id: NetworkId,
+    /// Its name for people.
+    pub name: String,
+    /// The addresses in it.
+    pub subnet: Ipv4Subnet,
+    /// The address of the host's end, which guests have as their gateway.
+    pub gateway: Ipv4Addr,
+    /// Whether guests get addresses.
+    pub dhcp: bool,
+    /// Whether guests may open connections to the world outside, in the host's name.
+    pub outward: bool,
 }
 
 /// The addresses of an isolated network.
@@ -170,6 +199,24 @@ impl Subnet {
     }
 }
 
+impl SharedNetwork {
+    fn check(&self, address: Option<Ipv4Addr>) -> Result<(), String> {
+        let Self { name, subnet, gateway, .. } = self;
+        if !subnet.has_host(*gateway) {
+            return Err(format!("the gateway {gateway} of the network {name} is no address in {subnet}"));
+        }
+        match address {
+            Some(address) if !subnet.has_host(address) => {
+                Err(format!("its address {address} is not in {subnet}, which the network {name} has"))
+            }
+            Some(address) if address == *gateway => {
+                Err(format!("its address {address} is that of the gateway of the network {name}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Nic {
     pub(crate) fn check(&self) -> Result<(), String> {
         match &self.attachment {
@@ -180,7 +227,8 @@ impl Nic {
                     None => Ok(()),
                 }
             }
-            Attachment::Bridge { name } => {
+            Attachment::Shared { network, address } => network.check(*address),
+            Attachment::Bridge { name, .. } => {
                 let fits = (1..=15).contains(&name.len())
                     && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
                     && !name.starts_with(['-', '.']);

@@ -4,6 +4,8 @@
 //! attempt is short and says why it did not pass yet.
 
 use std::fmt;
+use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,8 +13,9 @@ use std::time::Duration;
 use lifeboat_model::MachineId;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
+use tokio::task::JoinHandle;
 
 use crate::error::ComputeError;
 use crate::provider::{MachineStatus, Provider, Reached};
@@ -23,7 +26,8 @@ const LINE_BYTES_MAX: u64 = 1024;
 /// OpenSSH's own failures, as opposed to those of the command.
 const SSH_FAILED: i32 = 255;
 
-/// What proves that a guest is up. Ports are the guest's, and reached through the machine's forwards.
+/// What proves that a guest is up. Ports are the guest's, and reached through the
+/// machine's forwards or at its address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Probe {
@@ -107,10 +111,8 @@ impl Probe {
             },
             Self::SshCommand { port, .. } => match reach(provider, machine, *port).await? {
                 Ok(stream) => {
-                    let host_port =
-                        stream.peer_addr().map_err(ComputeError::io("name", "a connection"))?.port();
-                    drop(stream);
-                    self.ssh_command(host_port).await
+                    let relay = Relay::over(stream).await.map_err(ComputeError::io("listen for", "ssh"))?;
+                    self.ssh_command(relay.port).await
                 }
                 Err(waiting) => Ok(Err(waiting)),
             },
@@ -147,6 +149,32 @@ impl Probe {
             Some(code) => not_yet(format!("{self} ended with status {code}: {said}")),
             None => not_yet(format!("{self} was ended by a signal: {said}")),
         }
+    }
+}
+
+/// A port of the loopback through which one client reaches the guest, wherever that is.
+struct Relay {
+    port: u16,
+    task: JoinHandle<()>,
+}
+
+impl Relay {
+    async fn over(mut guest: TcpStream) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let port = listener.local_addr()?.port();
+        let task = tokio::spawn(async move {
+            if let Ok((mut client, _)) = listener.accept().await {
+                // How the connection ends is for the client to say.
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut guest).await;
+            }
+        });
+        Ok(Self { port, task })
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -240,8 +268,6 @@ async fn http(mut stream: TcpStream, port: u16, path: &str, status: u16) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
-
     use super::*;
 
     /// A connection to a server that sends this at once and then closes.

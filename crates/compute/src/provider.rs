@@ -1,12 +1,13 @@
 //! What the vault's jobs ask of whatever runs machines.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use lifeboat_model::{DiskNumber, MachineId};
+use lifeboat_model::{DiskNumber, MachineId, NetworkId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ComputeError;
@@ -23,6 +24,15 @@ pub trait Provider: Send + Sync + fmt::Debug {
     ///
     /// When the hypervisor is not installed or does not work.
     async fn capabilities(&self) -> Result<Capabilities, ComputeError>;
+
+    /// How large the host is on which machines run: this machine, unless the provider knows better.
+    ///
+    /// # Errors
+    ///
+    /// When the host cannot be asked.
+    fn host_size(&self) -> Result<HostSize, ComputeError> {
+        HostSize::of_this_machine()
+    }
 
     /// Makes the machine and starts it. Starting one that runs already with the same spec is no error. One
     /// that is off starts again with what it had: its disks that moved to local copies, its firmware's
@@ -85,7 +95,7 @@ pub trait Provider: Send + Sync + fmt::Debug {
     /// When they cannot be listed.
     async fn machines(&self) -> Result<Vec<MachineId>, ComputeError>;
 
-    /// Connects to a TCP port of the guest through a forward and says whether the guest took the connection.
+    /// Connects to a TCP port of the guest, through a forward or at its address, and says whether the guest took the connection.
     /// A connection to the forward alone says nothing: it is open while the machine runs.
     ///
     /// # Errors
@@ -111,6 +121,26 @@ pub trait Provider: Send + Sync + fmt::Debug {
     ) -> Result<PathBuf, ComputeError> {
         let why = format!("cannot be kept as {format:?}: this provider copies no disks");
         Err(ComputeError::Hydration { machine, disk, why })
+    }
+
+    /// The address at which the host reaches the guest, where it is known: the one that it was given, or one
+    /// that it got by DHCP.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such machine.
+    async fn address(&self, _machine: MachineId) -> Result<Option<Ipv4Addr>, ComputeError> {
+        Ok(None)
+    }
+
+    /// What stands before a command on the host that is to run inside a network that machines share; none
+    /// when no machine is in it, or the provider's hosts have no such thing.
+    ///
+    /// # Errors
+    ///
+    /// When the network cannot be looked for.
+    async fn entrance(&self, _network: NetworkId) -> Result<Option<String>, ComputeError> {
+        Ok(None)
     }
 
     /// Begins to copy a disk of a running machine to a local file. When all is copied the machine moves
@@ -140,6 +170,31 @@ pub trait Provider: Send + Sync + fmt::Debug {
     ///
     /// When the machine has moved to the copy already.
     async fn cancel_hydration(&self, machine: MachineId, disk: DiskNumber) -> Result<(), ComputeError>;
+}
+
+/// How large a host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostSize {
+    /// Its memory in MiB.
+    pub memory_mib: u64,
+    /// Its processors.
+    pub cpus: u32,
+}
+
+impl HostSize {
+    /// The size of the machine that this runs on.
+    ///
+    /// # Errors
+    ///
+    /// When its processors cannot be counted.
+    pub fn of_this_machine() -> Result<Self, ComputeError> {
+        let memory = rustix::system::sysinfo();
+        // The field has another type on other architectures.
+        #[allow(clippy::useless_conversion)]
+        let bytes = u64::from(memory.totalram).saturating_mul(memory.mem_unit.into());
+        let cpus = std::thread::available_parallelism().map_err(ComputeError::io("count", "processors"))?;
+        Ok(Self { memory_mib: bytes >> 20, cpus: u32::try_from(cpus.get()).unwrap_or(u32::MAX) })
+    }
 }
 
 /// How much of the end of a console's text is kept.

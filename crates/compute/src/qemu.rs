@@ -14,7 +14,9 @@ mod command_line;
 mod console;
 mod directory;
 mod mirror;
+mod networks;
 mod process;
+mod programs;
 mod qmp;
 mod reach;
 mod screen;
@@ -26,13 +28,14 @@ mod taps;
 use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lifeboat_model::{DiskNumber, MachineId};
+use lifeboat_model::{DiskNumber, MachineId, NetworkId};
 use qapi::qmp::{quit, system_powerdown};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OnceCell};
@@ -46,6 +49,7 @@ use crate::spec::{DiskFormat, Firmware, MachineSpec};
 use acceleration::Found;
 use directory::{CONSOLE, MachineDirectory};
 use mirror::Hydrating;
+use networks::{Members, Networks};
 use process::Process;
 use qmp::Qmp;
 use settings::FLUSH_LIMIT;
@@ -66,6 +70,7 @@ pub struct QemuProvider {
 pub(crate) struct Host {
     settings: QemuSettings,
     machines: PathBuf,
+    networks: Networks,
     found: OnceCell<Found>,
     /// One operation at a time for each machine.
     locks: std::sync::Mutex<HashMap<MachineId, Arc<Mutex<()>>>>,
@@ -80,7 +85,6 @@ impl QemuProvider {
     /// # Errors
     ///
     /// When another provider has it, or it cannot be used.
-    #[allow(clippy::unused_async, reason = "other providers connect to something")]
     pub async fn open(settings: QemuSettings) -> Result<Self, ComputeError> {
         let state = settings.state_directory.clone();
         let machines = state.join("machines");
@@ -90,9 +94,12 @@ impl QemuProvider {
         let lock = lock(&state)?;
         // Processes are known by where they work, and the kernel names that without links and dots.
         let machines = fs::canonicalize(&machines).map_err(ComputeError::io("find", &machines))?;
+        let networks = Networks::open(state.join("networks"))?;
         let locks = std::sync::Mutex::default();
         let (found, memory, hydrating) = (OnceCell::new(), Mutex::new(()), Hydrating::default());
-        let host = Arc::new(Host { settings, machines, found, locks, memory, hydrating });
+        let host = Arc::new(Host { settings, machines, networks, found, locks, memory, hydrating });
+        // Nothing is being started yet: a network without a running machine was left by a crash.
+        host.remove_unused_networks(Members::Running).await?;
         host.resume_hydration()?;
         let mover = tokio::spawn(mirror::move_machines(Arc::clone(&host)));
         Ok(Self { host, mover, _lock: lock })
@@ -236,7 +243,7 @@ impl Provider for QemuProvider {
             let why = if had_power { OffReason::PoweredOff } else { status::ended(&directory) };
             status::set_off(&directory, &mut state, why)?;
         }
-        Ok(())
+        self.host.remove_unused_networks(Members::Wanted).await
     }
 
     async fn remove(&self, machine: MachineId) -> Result<(), ComputeError> {
@@ -250,7 +257,7 @@ impl Provider for QemuProvider {
             Err(error) => tracing::warn!(%machine, %error, "local copies of its disks may be left"),
         }
         directory.remove()?;
-        Ok(())
+        self.host.remove_unused_networks(Members::Wanted).await
     }
 
     async fn machines(&self) -> Result<Vec<MachineId>, ComputeError> {
@@ -277,6 +284,17 @@ impl Provider for QemuProvider {
             DiskFormat::Qcow2 => "qcow2",
         };
         Ok(self.host.directory(machine).file(&format!("disk-{disk}.{ending}")))
+    }
+
+    async fn address(&self, machine: MachineId) -> Result<Option<Ipv4Addr>, ComputeError> {
+        match self.host.directory(machine).load()? {
+            Some(state) => Ok(self.host.guest_address(&state.spec)),
+            None => Err(ComputeError::NoMachine { machine }),
+        }
+    }
+
+    async fn entrance(&self, network: NetworkId) -> Result<Option<String>, ComputeError> {
+        self.host.entrance_of(network)
     }
 
     async fn hydrate(

@@ -9,11 +9,13 @@ use lifeboat_model::{DiskNumber, PointKind, ServerId, Span};
 
 use crate::command::trial;
 
+mod network;
 mod recovery;
 
+pub use network::{NetworkCommand, NetworkSettings};
 pub use recovery::{
-    DerivedArgument, DiskBusArgument, FailoverCommand, FirmwareArgument, JobCommand, LocalFormatArgument,
-    MachineCommand, NetworkCardArgument, TargetArguments, TargetCommand,
+    DerivedArgument, DiskBusArgument, DrillCommand, FailoverCommand, FirmwareArgument, JobCommand,
+    LocalFormatArgument, MachineCommand, NetworkCardArgument, TargetArguments, TargetCommand,
 };
 
 /// Self-hosted disaster recovery for physical servers.
@@ -87,6 +89,9 @@ pub enum Command {
     /// Drills, failover, and what follows.
     #[command(subcommand)]
     Failover(FailoverCommand),
+    /// Drills that the vault begins by itself.
+    #[command(subcommand)]
+    Drill(DrillCommand),
     /// Servers' machines at the recovery site.
     #[command(subcommand)]
     Machine(MachineCommand),
@@ -96,6 +101,9 @@ pub enum Command {
     /// How a server's machine is to look at the recovery site.
     #[command(subcommand)]
     Target(TargetCommand),
+    /// Networks at the recovery site, and which stand in for those of the protected site.
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// What happened.
     #[command(subcommand)]
     Event(EventCommand),

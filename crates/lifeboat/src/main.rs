@@ -43,9 +43,11 @@ async fn run(arguments: Arguments) -> Result<Answer, Failure> {
         }
         Command::Readiness { server } => command::readiness::run(site, &server).await,
         Command::Failover(what) => command::failover::run(site, what).await,
+        Command::Drill(what) => command::drill::run(site, what).await,
         Command::Machine(what) => command::machine::run(site, what).await,
         Command::Job(what) => command::job::run(site, what).await,
         Command::Target(what) => command::target::run(site, what).await,
+        Command::Network(what) => command::network::run(site, what).await,
         Command::Event(what) => command::event::run(site, what).await,
         Command::Trial(options) => command::trial::run(site, &options).await,
         Command::Vault(what) => command::role::vault(site, what).await,

@@ -87,6 +87,8 @@ ids! {
     MachineId = "a machine's id";
     /// A job of a vault, drawn when it is asked for.
     JobId = "a job's id";
+    /// A network at the recovery site, drawn when it is created.
+    NetworkId = "a network's id";
 }
 
 macro_rules! numbers {

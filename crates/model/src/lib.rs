@@ -9,6 +9,7 @@ mod copy_identity;
 mod digest;
 mod human;
 mod id;
+mod ipv4_subnet;
 mod point;
 mod policy;
 
@@ -19,6 +20,9 @@ pub use copy_identity::{
 };
 pub use digest::{BlockDigest, Digest};
 pub use human::{ByteCount, Span, SpanError};
-pub use id::{DiskNumber, Epoch, IdError, JobId, MachineId, Part, PointId, ServerId, VaultId, VolumeId};
+pub use id::{
+    DiskNumber, Epoch, IdError, JobId, MachineId, NetworkId, Part, PointId, ServerId, VaultId, VolumeId,
+};
+pub use ipv4_subnet::{Ipv4Subnet, Ipv4SubnetError};
 pub use point::PointKind;
 pub use policy::{ReplicationPolicy, RetentionRule};

@@ -168,6 +168,41 @@ fn servers_points_and_volumes_are_named_and_what_is_not_there_is_told() {
         assert_eq!(has(code), 1, "{code} in {events}");
     }
     assert_eq!((has("volume_opened"), has("volume_closed")), (4, 4), "{events}");
+    networks_and_regular_drills(&site);
+}
+
+/// What is said of networks and drills is kept and shown, and what is used is not deleted.
+fn networks_and_regular_drills(site: &Site) {
+    let lab = site.json(["network", "create", "lab", "--subnet", "10.5.0.0/24", "--dhcp"]);
+    assert_eq!((&lab["kind"], &lab["gateway"]), (&"isolated".into(), &"10.5.0.1".into()), "{lab}");
+    assert_eq!(site.json(["network", "show", "la"]), lab);
+    assert_eq!(site.json(["network", "list"]), Value::Array(vec![lab]));
+    site.json(["network", "create", "hall", "--bridge", "br0"]);
+    site.json(["network", "map", "10.5.0.0/24", "--test", "lab"]);
+    let mapped = site.json(["network", "map", "10.5.0.0/24", "--production", "hall"]);
+    assert_eq!((&mapped[0]["test"], &mapped[0]["production"]), (&"lab".into(), &"hall".into()), "{mapped}");
+    let words =
+        ["target", "set", "source", "--test-network", "la", "--network", "own", "--address", "10.5.0.7"];
+    let target = site.json(words);
+    assert_eq!((&target["test_network"], &target["network"]), (&"lab".into(), &"own".into()), "{target}");
+    let (code, error) = refused(&site.lifeboat(["network", "delete", "lab"]));
+    assert_eq!(code, "network_in_use", "{error}");
+    let none = site.json(["target", "set", "source", "--test-network", "none", "--address", "none"]);
+    assert_eq!((&none["test_network"], &none["address"]), (&Value::Null, &Value::Null), "{none}");
+    assert_eq!(site.json(["network", "map", "10.5.0.0/24", "--off"]), Value::Array(Vec::new()));
+    assert_eq!(site.json(["network", "delete", "lab"]), serde_json::json!({ "deleted": "lab" }));
+    assert_eq!(refused(&site.lifeboat(["network", "show", "lab"])).0, "not_found");
+
+    let schedule = site.json(["drill", "schedule", "source", "--every", "7d"]);
+    assert_eq!(
+        (&schedule["every"], &schedule["server_name"]),
+        (&"7d".into(), &"source".into()),
+        "{schedule}"
+    );
+    assert_eq!(site.json(["drill", "list"]), Value::Array(vec![schedule]));
+    assert_eq!(refused(&site.lifeboat(["drill", "schedule", "source", "--every", "1m"])).0, "invalid");
+    assert_eq!(site.json(["drill", "schedule", "source", "--off"]), serde_json::json!({ "off": "source" }));
+    assert_eq!(site.json(["drill", "list"]), Value::Array(Vec::new()));
 }
 
 #[test]

@@ -6,11 +6,13 @@
 
 mod checks;
 pub(crate) mod database;
+mod drills;
 mod error;
 mod events;
 mod facts;
 mod jobs;
 mod maintenance;
+mod networks;
 mod points;
 mod recoveries;
 mod requests;
@@ -21,10 +23,12 @@ mod volumes;
 
 pub use checks::{DamagedFile, DueFile};
 pub use database::Catalog;
+pub use drills::DrillScheduleRow;
 pub use error::CatalogError;
 pub use facts::FactsRow;
 pub use jobs::{JobRow, StepRow};
 pub use maintenance::{RetentionChange, RetiredObject};
+pub use networks::{NetworkMappingRow, NetworkRow, NetworkWhat};
 pub use points::{Newest, PointFilter};
 pub use recoveries::RecoveryRow;
 pub use requests::RequestRow;

@@ -15,7 +15,9 @@ use crate::revoked::Revoked;
 use crate::vault::Vault;
 use crate::volumes::Volumes;
 
+mod drills;
 mod jobs;
+mod networks;
 mod operator;
 mod process_server;
 mod verification;
@@ -63,6 +65,8 @@ fn operator_api() -> OpenApiRouter<VaultService> {
         .merge(verification::routes())
         .merge(volumes::routes())
         .merge(jobs::routes())
+        .merge(drills::routes())
+        .merge(networks::routes())
 }
 
 /// All routes.

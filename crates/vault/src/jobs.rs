@@ -16,8 +16,12 @@
 //! [`steps`] has what each step does, and how it is undone.
 
 mod conflicts;
+mod drills;
 mod hydration;
+mod networks;
+mod placing;
 mod request;
+mod room;
 mod runner;
 mod source;
 mod steps;
@@ -39,6 +43,7 @@ use crate::volumes::{Volumes, VolumesError};
 
 pub use conflicts::Conflict;
 pub use request::{JobRequest, Step, Work};
+pub use room::{MachineLimits, NoRoom};
 pub use steps::Interruption;
 
 /// A job cannot be begun, or a step of one failed.
@@ -53,6 +58,14 @@ pub enum JobError {
     /// The machine's provider fails.
     #[error(transparent)]
     Compute(#[from] ComputeError),
+    /// There is too little memory, and drills have some of it.
+    #[error("{error}; {drills}")]
+    Memory {
+        /// How the provider refused.
+        error: ComputeError,
+        /// What can be cleaned up.
+        drills: String,
+    },
     /// It does not fit to what there is.
     #[error(transparent)]
     Conflict(#[from] Conflict),
@@ -87,6 +100,10 @@ pub struct Jobs {
     clock: fn() -> Timestamp,
     /// For tests: what happens around steps.
     interruption: Arc<dyn Interruption>,
+    /// How much machines may take together.
+    limits: Mutex<MachineLimits>,
+    /// Held while a machine's network and address are chosen and noted.
+    placing: tokio::sync::Mutex<()>,
     /// Held while it is decided whether a job may begin.
     beginning: tokio::sync::Mutex<()>,
     at_work: Mutex<BTreeMap<JobId, watch::Sender<Order>>>,
@@ -113,8 +130,18 @@ impl Jobs {
         interruption: Arc<dyn Interruption>,
     ) -> Arc<Self> {
         let vault = Arc::clone(volumes.vault());
-        let (beginning, at_work) = (tokio::sync::Mutex::default(), Mutex::default());
-        Arc::new(Self { vault, volumes, provider, clock, interruption, beginning, at_work })
+        let (placing, beginning) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
+        let (limits, at_work) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { vault, volumes, provider, clock, interruption, limits, placing, beginning, at_work })
+    }
+
+    /// Sets how much machines may take together, for drills that begin from now on.
+    pub fn set_limits(&self, limits: MachineLimits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    fn limits(&self) -> MachineLimits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Goes on with all jobs that a former process has begun, and starts the machines again that
@@ -167,9 +194,10 @@ impl Jobs {
     pub async fn begin(self: &Arc<Self>, server: ServerId, request: JobRequest) -> Result<JobRow, JobError> {
         let _guard = self.beginning.lock().await;
         let catalog = self.vault.catalog();
-        if let Some(job) = catalog.jobs_under_way().await?.into_iter().find(|job| job.server == server) {
+        let under_way = catalog.jobs_under_way().await?;
+        if let Some(job) = under_way.iter().find(|job| job.server == server) {
             if job.request == request && !job.cancel {
-                return Ok(job);
+                return Ok(job.clone());
             }
             return Err(Conflict::JobUnderWay { job: job.id, doing: job.request.sentence() }.into());
         }
@@ -178,6 +206,12 @@ impl Jobs {
         // Named now, so that a wrong name is refused at once and not by a failed job.
         if let Some(text) = request.named_point() {
             self.vault.find_point(server, text).await?;
+        }
+        if matches!(request, JobRequest::Drill { .. } | JobRequest::Failover { .. }) {
+            self.attachment(server, &request, &self.target_of(server).await?).await?;
+        }
+        if matches!(request, JobRequest::Drill { .. }) {
+            self.check_room(server, &under_way).await?;
         }
         let work = Work::new(self.vault.randomness(), recovery.as_ref())?;
         let job = JobRow {

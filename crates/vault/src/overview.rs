@@ -178,7 +178,7 @@ impl Vault {
         let trouble =
             agent.into_iter().flat_map(|agent| &agent.disks).find_map(|disk| disk.trouble.as_deref());
         let capture = agent.map(|agent| &agent.capture);
-        let last_drill = self.last_drill(row.id, None).await?;
+        let last_drill = self.last_drill(row.id).await?;
         let facts = self.catalog.facts(row.id).await?;
         let (state, reason) = server_state::protection(&Observed {
             now,

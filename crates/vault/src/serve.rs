@@ -137,6 +137,7 @@ impl RunningVault {
         let provider = Arc::new(QemuProvider::open(machines).await?);
         look_at(Arc::clone(&provider) as Arc<dyn Provider>);
         let jobs = Jobs::new(Arc::clone(&volumes), provider, Timestamp::now, Arc::new(()));
+        jobs.set_limits(settings.machines.limits());
         let service = VaultService { vault, volumes, jobs, revoked, clock: Timestamp::now };
         Ok(Self { settings, service, tls: Arc::new(tls), nbd_tls, listener })
     }
@@ -170,6 +171,7 @@ impl RunningVault {
                 expire_requests(&service.vault),
                 service.volumes.retry_now_and_then(),
                 service.volumes.end_leases(service.clock),
+                service.jobs.drill_regularly(),
                 retention::run(
                     Arc::clone(&service.vault),
                     settings.retention_interval.duration(),

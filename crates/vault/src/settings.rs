@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use lifeboat_model::Span;
 use serde::Deserialize;
 
+use crate::jobs::MachineLimits;
 use crate::retention::RetentionSettings;
 
 /// The settings of a vault, as its TOML file has them. `vault.example.toml` explains each.
@@ -54,6 +55,17 @@ pub struct MachineSettings {
     /// Power them off when the vault is stopped, and start them again with it. Otherwise they go on
     /// running while the vault is restarted.
     pub stop_with_vault: bool,
+    /// Mebibytes of memory that all machines may have together for a drill to begin; half of what the
+    /// host has when absent.
+    pub memory_mib_max: Option<u64>,
+    /// The same for processors. A machine that runs alone may have more.
+    pub cpus_max: Option<u32>,
+}
+
+impl MachineSettings {
+    pub(crate) const fn limits(&self) -> MachineLimits {
+        MachineLimits { memory_mib: self.memory_mib_max, cpus: self.cpus_max }
+    }
 }
 
 /// How files between retained points are merged.

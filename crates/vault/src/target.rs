@@ -62,6 +62,9 @@ pub(crate) fn derive(
         network_card: set.network_card.unwrap_or(usual.network_card),
         mac: set.mac.clone(),
         bridge: set.bridge.clone(),
+        network: set.network.clone(),
+        test_network: set.test_network.clone(),
+        address: set.address,
         probes: set.probes.clone(),
         cpus: set
             .cpus
@@ -96,6 +99,13 @@ pub(crate) fn derive(
         };
         target.mac = Some(mac);
         from.insert("mac".into(), reason);
+    }
+    if set.address.is_none()
+        && let Some(one) = interfaces.get(primary(&interfaces))
+        && let Some(address) = fixed_address(one)
+    {
+        target.address = Some(address);
+        from.insert("address".into(), format!("the fixed one of the source's {}", one.name));
     }
     target.derived = from;
     Derived { target, interfaces, less }
@@ -245,6 +255,13 @@ fn primary(interfaces: &[Interface]) -> usize {
     let with_route = interfaces.iter().position(|one| one.gateway.is_some());
     let with_address = || interfaces.iter().position(|one| !one.addresses.is_empty());
     with_route.or_else(with_address).unwrap_or(0)
+}
+
+fn fixed_address(interface: &Interface) -> Option<Ipv4Addr> {
+    interface.addresses.iter().find_map(|address| match address.address {
+        IpAddr::V4(v4) if address.fixed => Some(v4),
+        _ => None,
+    })
 }
 
 /// The machine's network interfaces. `attachment` and `mac` are those of the one by which the server is

@@ -214,7 +214,7 @@ impl Line {
                     }
                     wire
                 }
-                Attachment::Bridge { .. } => {
+                Attachment::Bridge { .. } | Attachment::Shared { .. } => {
                     format!("tap,id={id},ifname={},script=no,downscript=no", tap_name(spec.id, place))
                 }
             };

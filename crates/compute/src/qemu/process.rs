@@ -35,18 +35,27 @@ impl Process {
     /// The process of the machine, if it has one.
     pub(crate) fn find(directory: &MachineDirectory) -> Result<Option<Self>, ComputeError> {
         let Ok(place) = fs::canonicalize(directory.path()) else { return Ok(None) };
-        let marker = marker(directory);
+        Self::with_argument(Some(&place), &marker(directory))
+    }
+
+    /// The process that has this argument, alone or before a comma, and works in this place, if that matters.
+    pub(crate) fn with_argument(place: Option<&Path>, argument: &str) -> Result<Option<Self>, ComputeError> {
         let proc = Path::new("/proc");
         for entry in fs::read_dir(proc).map_err(ComputeError::io("list", proc))?.flatten() {
             let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-            let Some(pid) = pid.filter(|_| is_process(&entry.path(), &place, &marker)) else { continue };
+            let Some(pid) = pid.filter(|_| is_process(&entry.path(), place, argument)) else { continue };
             let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
             // Between looking and opening, the number could have changed hands.
-            if is_process(&entry.path(), &place, &marker) {
+            if is_process(&entry.path(), place, argument) {
                 return Ok(Some(Self { pid, handle }));
             }
         }
         Ok(None)
+    }
+
+    /// Its number; it means this process for as long as this is not dropped and it has not ended.
+    pub(crate) fn number(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
     }
 
     /// Waits for its end, but not longer than this. Whether it ended.
@@ -64,12 +73,17 @@ impl Process {
 
     /// Kills it and waits for its end.
     pub(crate) async fn kill(&self, directory: &MachineDirectory) -> Result<(), ComputeError> {
-        // The only refusal that root can get is that it ended already.
-        let _ = pidfd_send_signal(&self.handle, Signal::KILL);
-        if self.ended_within(KILL_LIMIT).await {
+        if self.is_killed().await {
             return Ok(());
         }
-        Err(ComputeError::Immortal { machine: directory.machine, process: self.pid.as_raw_nonzero().get() })
+        Err(ComputeError::Immortal { machine: directory.machine, process: self.number() })
+    }
+
+    /// Kills it and waits for its end, for which the kernel may take some time. Whether it ended.
+    pub(crate) async fn is_killed(&self) -> bool {
+        // The only refusal that root can get is that it ended already.
+        let _ = pidfd_send_signal(&self.handle, Signal::KILL);
+        self.ended_within(KILL_LIMIT).await
     }
 
     /// How much of this machine's memory it has at present, in bytes.
@@ -80,8 +94,8 @@ impl Process {
     }
 }
 
-fn is_process(proc: &Path, place: &Path, marker: &str) -> bool {
-    let works_there = fs::read_link(proc.join("cwd")).is_ok_and(|cwd| cwd == place);
+fn is_process(proc: &Path, place: Option<&Path>, marker: &str) -> bool {
+    let works_there = place.is_none_or(|place| fs::read_link(proc.join("cwd")).is_ok_and(|cwd| cwd == place));
     works_there
         && fs::read(proc.join("cmdline")).is_ok_and(|arguments| {
             arguments.split(|byte| *byte == 0).any(|argument| {

@@ -21,6 +21,12 @@ pub struct QemuSettings {
     /// iproute2's `ip`, for machines on bridges.
     #[serde(default = "ip")]
     pub ip: PathBuf,
+    /// dnsmasq, for networks that give addresses.
+    #[serde(default = "dnsmasq")]
+    pub dnsmasq: PathBuf,
+    /// slirp4netns, for networks from which machines reach out.
+    #[serde(default = "slirp4netns")]
+    pub slirp4netns: PathBuf,
     /// OVMF's code, for machines with UEFI.
     #[serde(default = "ovmf_code")]
     pub ovmf_code: PathBuf,
@@ -66,6 +72,8 @@ impl QemuSettings {
             findings: findings(),
             program: program(),
             ip: ip(),
+            dnsmasq: dnsmasq(),
+            slirp4netns: slirp4netns(),
             ovmf_code: ovmf_code(),
             ovmf_variables: ovmf_variables(),
             acceleration: AccelerationChoice::default(),
@@ -84,6 +92,14 @@ fn program() -> PathBuf {
 
 fn ip() -> PathBuf {
     "ip".into()
+}
+
+fn dnsmasq() -> PathBuf {
+    "dnsmasq".into()
+}
+
+fn slirp4netns() -> PathBuf {
+    "slirp4netns".into()
 }
 
 fn ovmf_code() -> PathBuf {

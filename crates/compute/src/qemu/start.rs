@@ -17,6 +17,7 @@ use super::Host;
 use super::acceleration::{Found, not_run};
 use super::command_line::{Surroundings, arguments, source_node};
 use super::directory::{CONSOLE, LOG, MachineDirectory, MachineState, Stage, VARIABLES, private_file};
+use super::networks::Members;
 use super::process::{Process, marker};
 use super::qmp::Qmp;
 use super::settings::START_LIMIT;
@@ -70,6 +71,9 @@ impl Host {
             let _ = self.end_process(&directory, Duration::from_secs(1)).await;
             state.off = Some(OffReason::NotStarted { why: Some(error.to_string()) });
             directory.store(&state)?;
+            if let Err(error) = self.remove_unused_networks(Members::Wanted).await {
+                tracing::warn!(%machine, %error, "a network may be left");
+            }
         }
         outcome
     }
@@ -86,6 +90,8 @@ impl Host {
         }
         if live.run == RunState::prelaunch {
             self.check_disks(spec, &live.qmp).await?;
+            self.make_networks(spec).await?;
+            self.plug_in(spec).await?;
             return go(directory, live.state, &live.qmp).await;
         }
         Ok(())
@@ -114,12 +120,14 @@ impl Host {
         taps::create(&self.settings.ip, machine, &state.spec.nics).await?;
         state.off = None;
         directory.store(state)?;
+        self.make_networks(&state.spec).await?;
         let one_at_a_time = self.memory.lock().await;
         self.check_memory(&state.spec)?;
         let child = self.spawn(directory, &arguments)?;
         drop(one_at_a_time);
         let qmp = first_answer(directory, child).await?;
         self.check_disks(&state.spec, &qmp).await?;
+        self.plug_in(&state.spec).await?;
         go(directory, state.clone(), &qmp).await
     }
 
@@ -271,7 +279,7 @@ fn draws_a_port(nics: &[Nic]) -> bool {
 fn wanted_forwards(nics: &[Nic]) -> impl Iterator<Item = Forward> {
     nics.iter().flat_map(|nic| match &nic.attachment {
         Attachment::Isolated { forwards, .. } => forwards.clone(),
-        Attachment::Bridge { .. } => Vec::new(),
+        Attachment::Bridge { .. } | Attachment::Shared { .. } => Vec::new(),
     })
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use qapi::qmp::{RunState, query_status, quit};
 
 use super::directory::{MachineDirectory, MachineState};
+use super::networks::Members;
 use super::process::Process;
 use super::qmp::Qmp;
 use super::settings::{ANSWER_LIMIT, FLUSH_LIMIT};
@@ -75,14 +76,12 @@ impl Host {
         let Some(mut state) = directory.load()? else { return Ok(Observed::HalfMade) };
         let Some(process) = Process::find(directory)? else {
             if state.off.is_none() {
-                set_off(directory, &mut state, ended(directory))?;
-                taps::remove(&self.settings.ip, directory.machine).await?;
+                self.found_off(directory, &mut state, ended(directory)).await?;
             }
             return Ok(Observed::Off(state));
         };
         let Some(qmp) = connect(directory, &process).await? else {
-            set_off(directory, &mut state, ended(directory))?;
-            taps::remove(&self.settings.ip, directory.machine).await?;
+            self.found_off(directory, &mut state, ended(directory)).await?;
             return Ok(Observed::Off(state));
         };
         let run = qmp.ask(query_status {}).await?.status;
@@ -93,11 +92,22 @@ impl Host {
             if !process.ended_within(FLUSH_LIMIT).await {
                 process.kill(directory).await?;
             }
-            set_off(directory, &mut state, OffReason::GuestShutDown)?;
-            taps::remove(&self.settings.ip, directory.machine).await?;
+            self.found_off(directory, &mut state, OffReason::GuestShutDown).await?;
             return Ok(Observed::Off(state));
         }
         Ok(Observed::Live(Live { state, qmp, run }))
+    }
+
+    /// Writes down that a machine was found without a process, and removes what is left of its wires.
+    async fn found_off(
+        &self,
+        directory: &MachineDirectory,
+        state: &mut MachineState,
+        why: OffReason,
+    ) -> Result<(), ComputeError> {
+        set_off(directory, state, why)?;
+        taps::remove(&self.settings.ip, directory.machine).await?;
+        self.remove_unused_networks(Members::Wanted).await
     }
 }
 

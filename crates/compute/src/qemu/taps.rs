@@ -1,8 +1,10 @@
-//! Tap devices, by which machines are on bridges of this machine.
+//! Tap devices, by which machines are on bridges of this machine and in networks that they share.
 //!
 //! A device's name comes from the machine's id and the interface's place, so that whoever removes a machine
 //! finds its devices whatever became of its files. The alias says whose they are: a device of that name
 //! without it is somebody else's and left alone.
+//!
+//! A device in a shared network is made by the machine's process, and ends with it.
 
 use std::fs;
 use std::path::Path;
@@ -26,14 +28,14 @@ fn prefix(machine: MachineId) -> String {
     format!("lb{:011x}.", machine.number() & 0xfff_ffff_ffff)
 }
 
-fn alias(machine: MachineId) -> String {
+pub(crate) fn alias(machine: MachineId) -> String {
     format!("lifeboat machine {machine}")
 }
 
 /// Makes the devices for all interfaces that are on bridges.
 pub(crate) async fn create(ip: &Path, machine: MachineId, nics: &[Nic]) -> Result<(), ComputeError> {
     for (place, nic) in nics.iter().enumerate() {
-        let Attachment::Bridge { name: bridge } = &nic.attachment else { continue };
+        let Attachment::Bridge { name: bridge, .. } = &nic.attachment else { continue };
         let failed = |why| ComputeError::Bridge { machine, bridge: bridge.clone(), why };
         if !Path::new(DEVICES).join(bridge).join("bridge").is_dir() {
             return Err(failed("there is no such bridge on this machine".into()));
@@ -66,7 +68,7 @@ pub(crate) async fn remove(ip: &Path, machine: MachineId) -> Result<(), ComputeE
 }
 
 /// Runs `ip`. The inner error is what it said.
-async fn run(ip: &Path, arguments: &[&str]) -> Result<Result<(), String>, ComputeError> {
+pub(crate) async fn run(ip: &Path, arguments: &[&str]) -> Result<Result<(), String>, ComputeError> {
     let mut command = Command::new(ip);
     command.args(arguments).kill_on_drop(true).stdin(Stdio::null());
     match command.output().await {

@@ -5,8 +5,10 @@
 mod guests;
 mod hydration;
 mod life;
+mod linux;
 mod nbd;
 mod network;
+mod shared;
 mod site;
 mod takeover;
 mod wrong;

@@ -42,7 +42,7 @@ async fn devices_on_a_bridge_come_and_go_with_the_machine() {
     let site = Site::new().await;
     let id = 0x7e57_0000_0000 + u64::from(std::process::id());
     let mut spec = site.spec(id, UP);
-    let attachment = Attachment::Bridge { name: bridge.0.clone() };
+    let attachment = Attachment::Bridge { name: bridge.0.clone(), address: None };
     let nic = |number, model| Nic { mac: MacAddress::local(number), model, attachment: attachment.clone() };
     spec.nics = vec![nic(1, NicModel::Virtio), nic(2, NicModel::E1000e)];
     site.provider.start(&spec).await.unwrap();
@@ -72,7 +72,7 @@ async fn devices_on_a_bridge_come_and_go_with_the_machine() {
 async fn a_bridge_that_is_not_there_is_named() {
     let site = Site::new().await;
     let mut spec = site.spec(1, UP);
-    let attachment = Attachment::Bridge { name: "lbnowhere".into() };
+    let attachment = Attachment::Bridge { name: "lbnowhere".into(), address: None };
     spec.nics = vec![Nic { mac: MacAddress::local(1), model: NicModel::Virtio, attachment }];
     let error = site.provider.start(&spec).await.unwrap_err();
     assert!(error.to_string().contains("bridge lbnowhere: there is no such bridge"), "{error}");

@@ -121,13 +121,16 @@ pub async fn wait_for<T>(ask: impl AsyncFn() -> Option<T>) -> Option<T> {
     tokio::time::timeout(PATIENCE, asked).await.ok()
 }
 
-/// The numbers of the processes that work in this directory or below.
+/// The numbers of the processes that work in this directory or below, or give addresses from files there.
 pub fn processes_in(place: &Path) -> Vec<i32> {
     let place = fs::canonicalize(place).unwrap();
+    let leases = format!("--dhcp-leasefile={}/", place.display());
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&place)) {
+        let works_there = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&place));
+        let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if works_there || String::from_utf8_lossy(&arguments).contains(&leases) {
             found.push(pid);
         }
     }

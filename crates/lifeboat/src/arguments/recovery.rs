@@ -18,6 +18,10 @@ pub enum FailoverCommand {
         #[arg(long, default_value = "latest")]
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,
+        /// The network that the copy joins; `own` for one of its own. What the target and the mappings say
+        /// when absent.
+        #[arg(long, value_name = "NETWORK|own")]
+        network: Option<String>,
         /// Leave the copy running, until `failover cleanup`.
         #[arg(long)]
         keep: bool,
@@ -50,6 +54,10 @@ pub enum FailoverCommand {
         #[arg(long)]
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,
+        /// The network that the copy joins; `own` for one of its own. What the target and the mappings say
+        /// when absent.
+        #[arg(long, value_name = "NETWORK|own")]
+        network: Option<String>,
         /// Come back at once with the job.
         #[arg(long)]
         no_wait: bool,
@@ -83,6 +91,24 @@ pub enum FailoverCommand {
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
     },
+}
+
+#[derive(Subcommand)]
+pub enum DrillCommand {
+    /// Let the vault drill a server regularly: from its newest point, as `failover test` does.
+    Schedule {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// Time between two drills, such as 7d; 1h to 366d. Each server has a moment of its own.
+        #[arg(long, value_name = "SPAN", required_unless_present = "off")]
+        every: Option<Span>,
+        /// Drill it no more.
+        #[arg(long, conflicts_with = "every")]
+        off: bool,
+    },
+    /// Servers that are drilled regularly: when next, how the last one went, and what a drill waits for.
+    List,
 }
 
 #[derive(Subcommand)]
@@ -205,9 +231,16 @@ pub struct TargetArguments {
     /// The address of the network card by which it is reached, such as 52:54:00:12:34:56; `auto` for the source's.
     #[arg(long, value_name = "ADDRESS|auto")]
     pub mac: Option<String>,
-    /// The bridge on the vault's machine that a failover joins; `none` for a network of its own.
-    #[arg(long, value_name = "BRIDGE|none")]
+    /// The network that a failover joins; `own` for one of its own, `none` for what the mappings say.
+    #[arg(long, value_name = "NETWORK|own|none")]
     pub network: Option<String>,
+    /// The network that a drill joins; `own` for one of its own, `none` for what the mappings say.
+    #[arg(long, value_name = "NETWORK|own|none")]
+    pub test_network: Option<String>,
+    /// The server's address, which chooses the mapping and by which probes reach the machine in a network;
+    /// `none` when it has no fixed one.
+    #[arg(long, value_name = "ADDRESS|none")]
+    pub address: Option<String>,
     /// What shows that it is up: console=TEXT, tcp=PORT, ssh=PORT or http=PORT/PATH[=STATUS]; repeatable,
     /// all have to pass; `default` for a login on the console or an SSH banner.
     #[arg(long = "probe", value_name = "PROBE|default")]

@@ -10,15 +10,15 @@ use crate::site;
 pub async fn run(arguments: &SiteArguments, command: FailoverCommand) -> Result<Answer, Failure> {
     let vault = site::connect(arguments)?;
     let (job, no_wait, report) = match command {
-        FailoverCommand::Test { server, point, keep, report, no_wait } => {
-            let test = TestFailover { point: Some(point), keep };
+        FailoverCommand::Test { server, point, network, keep, report, no_wait } => {
+            let test = TestFailover { point: Some(point), keep, network };
             (vault.test_failover(&server, &test).await?, no_wait, report)
         }
         FailoverCommand::Cleanup { server, note, no_wait } => {
             (vault.clean_up(&server, &CleanUp { note }).await?, no_wait, None)
         }
-        FailoverCommand::Run { server, point, no_wait } => {
-            (vault.failover(&server, &Failover { point }).await?, no_wait, None)
+        FailoverCommand::Run { server, point, network, no_wait } => {
+            (vault.failover(&server, &Failover { point, network }).await?, no_wait, None)
         }
         FailoverCommand::Plan { server, no_wait } => (vault.planned_failover(&server).await?, no_wait, None),
         FailoverCommand::ChangePoint { server, point, no_wait } => {

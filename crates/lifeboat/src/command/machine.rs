@@ -82,7 +82,7 @@ fn print_machines(machines: &[Machine]) {
                 state(machine),
                 point,
                 time(machine.begun),
-                forwards(machine),
+                place(machine),
             ]
         })
         .collect();
@@ -98,6 +98,14 @@ fn print_machine(machine: &Machine) {
         machine.id, machine.cpus, machine.memory_mib
     ));
     print_line(&format!("Disks      volume {}", machine.volume));
+    if let Some(network) = &machine.network {
+        let address =
+            machine.address.map_or_else(|| "an unknown address".to_owned(), |address| address.to_string());
+        print_line(&format!("Network    {network}, {address}"));
+    }
+    if let (Some(entrance), Some(address)) = (&machine.entrance, machine.address) {
+        print_line(&format!("Reached by `{entrance} ssh {address}` on the vault's machine"));
+    }
     if !machine.forwards.is_empty() {
         print_line(&format!("Reached at {} on the vault's machine", forwards(machine)));
     }
@@ -120,6 +128,15 @@ fn state(machine: &Machine) -> String {
     match &machine.reason {
         Some(reason) => format!("{word}: {reason}"),
         None => word.to_owned(),
+    }
+}
+
+/// Where a machine is reached, or in which network it is.
+fn place(machine: &Machine) -> String {
+    match (&machine.network, machine.address) {
+        (Some(network), Some(address)) => format!("{address} in {network}"),
+        (Some(network), None) => format!("in {network}"),
+        (None, _) => forwards(machine),
     }
 }
 

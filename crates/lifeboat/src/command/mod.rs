@@ -1,11 +1,13 @@
 //! One module a noun.
 
 pub mod certificate;
+pub mod drill;
 pub mod event;
 pub mod export;
 pub mod failover;
 pub mod job;
 pub mod machine;
+pub mod network;
 pub mod point;
 pub mod readiness;
 pub mod rebuild;

@@ -1,7 +1,8 @@
 //! `lifeboat server …`.
 
 use lifeboat_api::{
-    CopyProgress, Facts, Firmware, Policy, PolicyRule, Protection, RequestState, Server, VerifyKind,
+    CopyProgress, Facts, Firmware, Policy, PolicyRule, PreviousDrill, Protection, RequestState, Server,
+    VerifyKind,
 };
 use lifeboat_model::ByteCount;
 
@@ -93,6 +94,15 @@ pub fn state_word(state: Protection) -> &'static str {
     }
 }
 
+/// How a drill ended, in a few words.
+pub fn drill_end(drill: &PreviousDrill) -> String {
+    match (drill.up, drill.boot_ms) {
+        (true, Some(ms)) => format!("up after {}", milliseconds(ms)),
+        (true, None) => "came up".to_owned(),
+        (false, _) => "did NOT come up".to_owned(),
+    }
+}
+
 /// One line about a running copy.
 pub fn copy_line(copy: &CopyProgress) -> String {
     let percent = copy.done_bytes.saturating_mul(100) / copy.total_bytes.max(1);
@@ -126,8 +136,10 @@ fn print_server(server: &Server) {
     }
     print_line(&format!("Points     {}, {} stored", server.points, ByteCount(server.stored_bytes)));
     if let Some(drill) = &server.last_drill {
-        let end = if drill.up { "came up" } else { "did NOT come up" };
-        print_line(&format!("Last drill {}: {end} (job {})", time(drill.begun), drill.job));
+        print_line(&format!("Last drill {}: {} (job {})", time(drill.begun), drill_end(drill), drill.job));
+        if let Some(verdict) = drill.verdict.as_ref().filter(|_| !drill.up) {
+            print_line(&format!("           {verdict}"));
+        }
     }
     for disk in &server.disks {
         let hardware = disk.hardware_id.as_ref().map(|id| format!(" [{id}]")).unwrap_or_default();

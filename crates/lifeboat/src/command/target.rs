@@ -57,7 +57,20 @@ fn changed(mut target: TargetSettings, settings: &TargetArguments) -> Result<Tar
         target.mac = (mac != "auto").then(|| mac.clone());
     }
     if let Some(network) = &settings.network {
-        target.bridge = (network != "none").then(|| network.clone());
+        // Whoever names a network means it instead of a bridge that was set before.
+        (target.network, target.bridge) = (unless_none(network), None);
+    }
+    if let Some(network) = &settings.test_network {
+        target.test_network = unless_none(network);
+    }
+    if let Some(address) = &settings.address {
+        target.address = match unless_none(address) {
+            Some(text) => Some(
+                text.parse()
+                    .map_err(|_| Failure::new(format!("{text:?} is no IPv4 address such as 10.5.0.7")))?,
+            ),
+            None => None,
+        };
     }
     if !settings.probes.is_empty() {
         target.probes = if settings.probes == ["default"] {
@@ -93,6 +106,10 @@ fn forget(target: &mut TargetSettings, value: DerivedArgument) {
     if is(DerivedArgument::UpWithin) {
         target.up_within = None;
     }
+}
+
+fn unless_none(text: &str) -> Option<String> {
+    (text != "none").then(|| text.to_owned())
 }
 
 fn probe(text: &str) -> Result<Probe, Failure> {
@@ -143,13 +160,22 @@ fn print_target(target: &Target) {
     line("Firmware", firmware, "firmware");
     line("Disks", bus, "disk_bus");
     line("Card", card, "network_card");
-    line("Address", target.mac.as_deref().unwrap_or("one of its own"), "mac");
-    let network = target
-        .bridge
-        .as_ref()
-        .map_or_else(|| "a network of its own".to_owned(), |bridge| format!("bridge {bridge}"));
+    line("MAC", target.mac.as_deref().unwrap_or("one of its own"), "mac");
     line("Up within", &target.up_within.to_string(), "up_within");
-    print_line(&format!("Network    at a failover {network}"));
+    let joins = |network: Option<&String>| match network.map(String::as_str) {
+        None => "what the mappings say, else a network of its own".to_owned(),
+        Some("own") => "a network of its own".to_owned(),
+        Some(name) => format!("network {name}"),
+    };
+    let production = match (&target.network, &target.bridge) {
+        (None, Some(bridge)) => format!("bridge {bridge}"),
+        (network, _) => joins(network.as_ref()),
+    };
+    print_line(&format!("Network    at a failover {production}"));
+    print_line(&format!("           at a drill {}", joins(target.test_network.as_ref())));
+    if let Some(address) = target.address {
+        print_line(&format!("           with the address {address}"));
+    }
     if target.probes.is_empty() {
         print_line("Up when    its console shows a login, or SSH greets on port 22");
     }

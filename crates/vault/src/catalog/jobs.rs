@@ -186,6 +186,26 @@ impl Catalog {
         Ok(jobs.into_iter().find(|job| job.request.kind() == JobKind::Drill))
     }
 
+    /// The newest drill of a server that has come to an end by itself.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn newest_drill(&self, server: ServerId) -> Result<Option<JobRow>, CatalogError> {
+        // The kind stands first in what was asked for.
+        const DRILL: &str = r#"{"kind":"drill""#;
+        let statement = query(select_jobs!(
+            "WHERE server = $1 AND state IN ('done', 'failed') AND substr(request, 1, $2) = $3 \
+             ORDER BY number DESC LIMIT 1"
+        ))
+        .bind(server.to_string())
+        .bind(i64::try_from(DRILL.len()).unwrap_or(i64::MAX))
+        .bind(DRILL);
+        match self.optional(statement).await? {
+            Some(row) => Ok(Some(self.job_row(&row).await?)),
+            None => Ok(None),
+        }
+    }
+
     /// Jobs that have not ended, oldest first.
     ///
     /// # Errors

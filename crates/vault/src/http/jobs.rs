@@ -57,7 +57,7 @@ async fn test_failover(
     Json(body): Json<TestFailover>,
 ) -> Result<(StatusCode, Json<Job>), ApiError> {
     let point = body.point.unwrap_or_else(|| "latest".to_owned());
-    begin(&service, &server, JobRequest::Drill { point, keep: body.keep }).await
+    begin(&service, &server, JobRequest::Drill { point, keep: body.keep, network: body.network }).await
 }
 
 /// Ends a drill: its copy is removed.
@@ -85,7 +85,7 @@ async fn failover(
     Path(server): Path<String>,
     Json(body): Json<Failover>,
 ) -> Result<(StatusCode, Json<Job>), ApiError> {
-    begin(&service, &server, JobRequest::Failover { point: body.point }).await
+    begin(&service, &server, JobRequest::Failover { point: body.point, network: body.network }).await
 }
 
 /// Has the source stop its services and send its last write, and then starts the copy.
@@ -364,6 +364,9 @@ impl std::convert::From<JobError> for ApiError {
                 Self::new(status, conflict.code(), conflict.to_string())
             }
             JobError::Compute(error) => compute_error(&error),
+            JobError::Memory { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "compute_failed", error.to_string())
+            }
             error @ (JobError::NotUp(_)
             | JobError::Source(_)
             | JobError::NotCopied(_)

@@ -31,6 +31,60 @@ pub enum Conflict {
     /// There is no drill.
     #[error("there is no drill of this server, so there is nothing to clean up")]
     NoDrill,
+    /// Its machine would find no room.
+    #[error("{0}")]
+    NoRoom(Box<super::NoRoom>),
+    /// Another machine has its address.
+    #[error(
+        "{server} would have the address {address} in {network}, which the machine of {other} has there; {}",
+        if *is_drill {
+            format!("end that drill first (`lifeboat failover cleanup {other}`), or choose another network")
+        } else {
+            "choose another network".to_owned()
+        }
+    )]
+    AddressTaken {
+        /// The server.
+        server: String,
+        /// Whose machine has the address.
+        other: String,
+        /// That machine is a drill's.
+        is_drill: bool,
+        /// The address: of the guest, or of its network card.
+        address: String,
+        /// The network or bridge.
+        network: String,
+    },
+    /// It has no place in the network.
+    #[error(
+        "the address of this server, {address}, cannot be had in the network {network}, which has {subnet} with the \
+         gateway {gateway} and no DHCP; choose a network that has it, or set another address with `lifeboat target \
+         set --address`"
+    )]
+    AddressForeign {
+        /// The server's address.
+        address: std::net::Ipv4Addr,
+        /// The network.
+        network: String,
+        /// The network's addresses.
+        subnet: lifeboat_model::Ipv4Subnet,
+        /// Its gateway.
+        gateway: std::net::Ipv4Addr,
+    },
+    /// Two networks cannot have one name.
+    #[error("there is a network {name} already")]
+    NetworkNameTaken {
+        /// The name.
+        name: String,
+    },
+    /// A network is used.
+    #[error("the network {name} is used: {users}; change that first")]
+    NetworkInUse {
+        /// The network.
+        name: String,
+        /// By what.
+        users: String,
+    },
     /// The server has failed over.
     #[error(
         "this server has failed over to point {point} and runs at the recovery site; {}",
@@ -98,6 +152,11 @@ impl Conflict {
             Self::JobUnderWay { .. } => "job_under_way",
             Self::DrillRunning { .. } => "drill_running",
             Self::NoDrill => "no_drill",
+            Self::NoRoom(_) => "no_room",
+            Self::AddressTaken { .. } => "address_taken",
+            Self::AddressForeign { .. } => "address_foreign",
+            Self::NetworkNameTaken { .. } => "name_taken",
+            Self::NetworkInUse { .. } => "network_in_use",
             Self::FailedOver { .. } => "failed_over",
             Self::NotFailedOver(_) => "not_failed_over",
             Self::LatestOfChange => "invalid",

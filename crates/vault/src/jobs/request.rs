@@ -23,6 +23,9 @@ pub enum JobRequest {
         point: String,
         /// The copy stays.
         keep: bool,
+        /// The network that it joins, when that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        network: Option<String>,
     },
     /// The end of a drill.
     CleanUp {
@@ -33,6 +36,9 @@ pub enum JobRequest {
     Failover {
         /// From which point.
         point: String,
+        /// The network that it joins, when that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        network: Option<String>,
     },
     /// The source stands down, and the copy takes over with its last write.
     PlannedFailover,
@@ -158,6 +164,12 @@ impl Work {
 }
 
 impl JobRequest {
+    /// A drill that leaves nothing behind.
+    #[must_use]
+    pub fn drill(point: &str) -> Self {
+        Self::Drill { point: point.to_owned(), keep: false, network: None }
+    }
+
     /// Its steps, in their order.
     #[must_use]
     pub fn steps(&self) -> Vec<Step> {
@@ -172,7 +184,7 @@ impl JobRequest {
                 vec![ChoosePoint, OpenVolume, StartMachine, AwaitUp, Report, RemoveMachine, CloseVolume]
             }
             Self::CleanUp { .. } => vec![RemoveFormerMachine, CloseFormerVolume],
-            Self::Failover { point } if point == "latest" => {
+            Self::Failover { point, .. } if point == "latest" => {
                 vec![LastPoint, Fence, ChoosePoint, OpenVolume, StartMachine, AwaitUp]
             }
             Self::Failover { .. } => vec![Fence, ChoosePoint, OpenVolume, StartMachine, AwaitUp],
@@ -220,8 +232,22 @@ impl JobRequest {
     /// The point as an operator asked for it.
     pub(super) fn point(&self) -> Option<&str> {
         match self {
-            Self::Drill { point, .. } | Self::Failover { point } | Self::ChangePoint { point } => Some(point),
+            Self::Drill { point, .. } | Self::Failover { point, .. } | Self::ChangePoint { point } => {
+                Some(point)
+            }
             Self::CleanUp { .. } | Self::PlannedFailover | Self::Commit | Self::Hydrate { .. } => None,
+        }
+    }
+
+    /// The network that the machine is to join, when that was said.
+    pub(super) fn network(&self) -> Option<&str> {
+        match self {
+            Self::Drill { network, .. } | Self::Failover { network, .. } => network.as_deref(),
+            Self::CleanUp { .. }
+            | Self::PlannedFailover
+            | Self::ChangePoint { .. }
+            | Self::Commit
+            | Self::Hydrate { .. } => None,
         }
     }
 

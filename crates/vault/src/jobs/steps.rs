@@ -7,8 +7,7 @@ use base64::Engine as _;
 use jiff::Timestamp;
 use lifeboat_api::{DrillReport, MachinePurpose, RequestState};
 use lifeboat_compute::{
-    Acceleration, Attachment, Capabilities, CopyIdentity, DiskAddress, Forward, MachineDisk, MachineSpec,
-    MachineStatus, Purpose,
+    Acceleration, Capabilities, CopyIdentity, DiskAddress, MachineDisk, MachineSpec, MachineStatus, Purpose,
 };
 use lifeboat_model::{MachineId, PointKind, ServerId, VolumeId};
 use lifeboat_wire::agent::CommandKind;
@@ -25,8 +24,6 @@ use crate::target::{self, Derived};
 const LAST_POINT_WITHIN: Duration = Duration::from_secs(30);
 /// Bytes of the console that a report has.
 const CONSOLE_BYTES: usize = 8 << 10;
-/// The port of an SSH server, which operators want to reach in a machine without a network.
-const SSH_PORT: u16 = 22;
 
 /// What happens around steps, for tests: crashes and failures at every moment.
 pub trait Interruption: Send + Sync {
@@ -166,6 +163,7 @@ impl Jobs {
         let catalog = self.vault.catalog();
         let capabilities = self.provider.capabilities().await?;
         job.work.compute = described(&capabilities);
+        let one_at_a_time = self.placing.lock().await;
         let begun = catalog.recovery(job.server).await?.filter(|row| row.machine == job.work.machine);
         let spec = match begun {
             Some(recovery) => recovery.spec,
@@ -186,7 +184,10 @@ impl Jobs {
             spec: spec.clone(),
         };
         catalog.put_recovery(&recovery).await?;
-        self.provider.start(&spec).await?;
+        drop(one_at_a_time);
+        if let Err(error) = self.provider.start(&spec).await {
+            return Err(self.with_drills(job.server, error).await);
+        }
         if let MachineStatus::Running { first_instruction, since, .. } = self.provider.status(spec.id).await?
         {
             job.work.first_instruction = Some(first_instruction.unwrap_or(since));
@@ -206,10 +207,7 @@ impl Jobs {
         let name = server.map_or_else(|| job.server.to_string(), |server| server.name);
         let (point, _) = job.work.point.ok_or_else(no_point)?;
         let is_drill = purpose(&job.request) == MachinePurpose::Drill;
-        let attachment = match &target.bridge {
-            Some(bridge) if !is_drill => Attachment::Bridge { name: bridge.clone() },
-            _ => Attachment::Isolated { subnet: None, forwards: forwards(&Probes::ports(target)) },
-        };
+        let attachment = self.attachment(job.server, &job.request, target).await?;
         let disks = self.volumes.local_disks(job.work.volume).await?;
         let disk = |local: crate::volumes::LocalDisk| MachineDisk {
             number: local.disk,
@@ -304,7 +302,7 @@ impl Jobs {
             compute: job.work.compute.clone(),
             console: console[cut..].to_owned(),
             screenshot,
-            previous: self.vault.last_drill(job.server, Some(job.id)).await?,
+            previous: self.vault.last_report(job.server, job.id).await?,
         });
         Ok(None)
     }
@@ -336,7 +334,7 @@ async fn unless<T>(
     }
 }
 
-fn purpose(request: &JobRequest) -> MachinePurpose {
+pub(super) fn purpose(request: &JobRequest) -> MachinePurpose {
     match request {
         JobRequest::Drill { .. } | JobRequest::CleanUp { .. } => MachinePurpose::Drill,
         JobRequest::Failover { .. }
@@ -368,13 +366,4 @@ fn described(capabilities: &Capabilities) -> String {
             capabilities.version
         ),
     }
-}
-
-/// The ports of a machine without a network that are reached from this machine, each at any port.
-fn forwards(ports: &[u16]) -> Vec<Forward> {
-    let mut ports = ports.to_vec();
-    if !ports.contains(&SSH_PORT) {
-        ports.push(SSH_PORT);
-    }
-    ports.into_iter().map(|guest_port| Forward { host_port: 0, guest_port }).collect()
 }

@@ -1,7 +1,9 @@
 //! Jobs and machines as operators see them, and what they set in the words of the provider.
 
 use lifeboat_api as api;
-use lifeboat_compute::{ConsoleText, DiskBus, Firmware, Forward, MacAddress, MachineStatus, NicModel};
+use lifeboat_compute::{
+    Attachment, ConsoleText, DiskBus, Firmware, Forward, MacAddress, MachineStatus, NicModel,
+};
 use lifeboat_model::{JobId, ServerId};
 
 use super::{JobError, Jobs};
@@ -162,7 +164,14 @@ impl Jobs {
     pub async fn set_target(&self, server: ServerId, target: &api::TargetSettings) -> Result<(), JobError> {
         self.server_name(server).await?;
         check_target(target, server)?;
-        Ok(self.vault.set_target(server, target).await?)
+        let mut target = target.clone();
+        for name in [&mut target.network, &mut target.test_network].into_iter().flatten() {
+            // By its whole name, since a beginning may be another one's some day.
+            if name != super::networks::OWN {
+                *name = self.find_network(name).await?.name;
+            }
+        }
+        Ok(self.vault.set_target(server, &target).await?)
     }
 
     /// Whether a server would start here.
@@ -212,6 +221,15 @@ impl Jobs {
             MachineStatus::Off { why } => (api::MachineState::Off, Some(why.to_string()), Vec::new()),
             MachineStatus::Absent => (api::MachineState::Absent, None, Vec::new()),
         };
+        let (network, id) = match row.spec.nics.first().map(|nic| &nic.attachment) {
+            Some(Attachment::Shared { network, .. }) => (Some(network.name.clone()), Some(network.id)),
+            Some(Attachment::Bridge { name, .. }) => (Some(name.clone()), None),
+            Some(Attachment::Isolated { .. }) | None => (None, None),
+        };
+        let entrance = match id {
+            Some(id) => self.provider.entrance(id).await?,
+            None => None,
+        };
         let forward = |forward: Forward| api::Forward { port: forward.host_port, to: forward.guest_port };
         Ok(api::Machine {
             id: row.machine,
@@ -229,10 +247,13 @@ impl Jobs {
             cpus: row.spec.cpus,
             memory_mib: row.spec.memory_mib,
             forwards: forwards.into_iter().map(forward).collect(),
+            network,
+            address: self.provider.address(row.machine).await.unwrap_or_default(),
+            entrance,
         })
     }
 
-    async fn server_name(&self, server: ServerId) -> Result<String, JobError> {
+    pub(super) async fn server_name(&self, server: ServerId) -> Result<String, JobError> {
         let row = self.vault.catalog().server(server).await?;
         Ok(row.ok_or_else(|| unknown("server", &server.to_string(), Vec::new()))?.name)
     }
@@ -298,15 +319,31 @@ pub(super) const fn nic_model(card: api::NetworkCard) -> NicModel {
 
 impl Vault {
     /// The last drill of a server that came to a report, but for the job `but`.
+    pub(crate) async fn last_report(
+        &self,
+        server: ServerId,
+        but: JobId,
+    ) -> Result<Option<api::PreviousDrill>, VaultError> {
+        Ok(self.catalog.newest_report(server, Some(but)).await?.map(in_short))
+    }
+
+    /// The newest drill of a server that has ended, whether or not it came to a report.
     pub(crate) async fn last_drill(
         &self,
         server: ServerId,
-        but: Option<JobId>,
     ) -> Result<Option<api::PreviousDrill>, VaultError> {
-        let job = self.catalog.newest_report(server, but).await?;
-        Ok(job.and_then(|job| {
-            let report = job.report?;
-            Some(api::PreviousDrill { job: job.id, begun: job.begun, up: report.up, boot_ms: report.boot_ms })
-        }))
+        Ok(self.catalog.newest_drill(server).await?.map(in_short))
+    }
+}
+
+fn in_short(job: JobRow) -> api::PreviousDrill {
+    let report = job.report.as_ref();
+    api::PreviousDrill {
+        job: job.id,
+        begun: job.begun,
+        up: report.is_some_and(|report| report.up),
+        boot_ms: report.and_then(|report| report.boot_ms),
+        point: job.work.point.map(|(point, _)| point),
+        verdict: job.report.map(|report| report.verdict).or(job.message),
     }
 }

@@ -192,13 +192,13 @@ fn each_card_of_the_source_is_a_card_of_the_machine_and_one_is_reached() {
     let nics = nics(&derived, isolated, mac, NicModel::E1000e);
     let guest = |nic: &Nic| match &nic.attachment {
         Attachment::Isolated { subnet, forwards } => (subnet.unwrap().guest.to_string(), forwards.len()),
-        Attachment::Bridge { name } => panic!("{name}"),
+        other => panic!("{other:?}"),
     };
     assert_eq!(nics.iter().map(guest).collect::<Vec<_>>(), [("10.0.0.7".into(), 0), ("192.0.2.7".into(), 1)]);
     assert_eq!(nics[1].mac.to_string(), "52:54:00:00:00:02");
     assert_eq!(derived.target.mac.as_deref(), Some("52:54:00:00:00:02"), "the one with the default route");
 
-    let bridge = Attachment::Bridge { name: "lan".into() };
+    let bridge = Attachment::Bridge { name: "lan".into(), address: None };
     let nics = super::nics(&derived, bridge.clone(), mac, NicModel::Virtio);
     assert!(matches!(nics[0].attachment, Attachment::Isolated { .. }) && nics[1].attachment == bridge);
 }

@@ -47,7 +47,7 @@ async fn a_guest_that_does_not_come_up_makes_a_drill_fail_and_leaves_nothing() {
 async fn a_kept_drill_runs_until_it_is_cleaned_up() {
     let site = Site::new().await;
     let first = site.points().await[0].to_string();
-    let job = site.run(JobRequest::Drill { point: first[..8].to_owned(), keep: true }).await;
+    let job = site.run(JobRequest::Drill { point: first[..8].to_owned(), keep: true, network: None }).await;
     assert_eq!(job.state, JobState::Done, "{job:#?}");
     let machine = site.jobs.machine(SERVER).await.unwrap();
     assert_eq!((machine.purpose, machine.state), (MachinePurpose::Drill, MachineState::Running));

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod drills;
 mod facts;
 mod failing;
 mod fencing;
 mod hydration;
 mod life;
+mod networks;
 mod site;
 #[allow(dead_code, reason = "shared with the tests of the vault")]
 #[path = "../vault/support.rs"]

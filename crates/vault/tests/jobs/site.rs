@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lifeboat_api::{Job, JobState, Probe, TargetSettings};
 use lifeboat_compute::{Provider, QemuProvider, QemuSettings};
-use lifeboat_model::{PointId, Span};
+use lifeboat_model::{PointId, ServerId, Span};
 use lifeboat_vault::jobs::{Interruption, JobError, JobRequest, Jobs, Step};
 use lifeboat_vault::{NbdSettings, Store, Vault, Volumes};
 use rustls::ServerConfig;
@@ -37,7 +37,7 @@ impl Site {
         let vault = Vault::create(&dir.path().join("state"), None, Counted::from(1), at(0)).await.unwrap();
         register(&vault, SERVER, "db1", 0).await;
         for (epoch, word) in [(1, "first"), (2, "second")] {
-            commit_guest(&vault, epoch, &format!("{word} login: ")).await;
+            commit_guest(&vault, SERVER, epoch, &format!("{word} login: ")).await;
         }
         let site = Self::open(dir, Arc::new(vault), interruption).await;
         site.jobs.set_target(SERVER, &target("login: ")).await.unwrap();
@@ -59,6 +59,13 @@ impl Site {
         let provider = Arc::new(QemuProvider::open(machines).await.unwrap());
         let jobs = Jobs::new(Arc::clone(&volumes), provider.clone(), Timestamp::now, interruption);
         Self { dir, vault, volumes, provider, jobs }
+    }
+
+    /// Protects another server with one point, whose guest offers a login at once.
+    pub async fn second_server(&self, server: ServerId, name: &str) {
+        register(&self.vault, server, name, 0).await;
+        commit_guest(&self.vault, server, 1, "other login: ").await;
+        self.jobs.set_target(server, &target("login: ")).await.unwrap();
     }
 
     /// Stops the vault where it is, and starts it again.
@@ -144,6 +151,10 @@ impl Site {
         let place = self.dir.path().display().to_string();
         let processes: Vec<_> = command_lines().filter(|line| line.contains(&place)).collect();
         assert!(processes.is_empty(), "{processes:?}");
+        // What holds a network names no file.
+        let works_here = |cwd: &std::path::PathBuf| cwd.starts_with(self.dir.path());
+        let processes: Vec<_> = working_directories().filter(works_here).collect();
+        assert!(processes.is_empty(), "{processes:?}");
     }
 
     pub async fn provider_machines(&self) -> usize {
@@ -172,11 +183,11 @@ pub fn target(text: &str) -> TargetSettings {
 }
 
 pub fn drill(keep: bool) -> JobRequest {
-    JobRequest::Drill { point: "latest".to_owned(), keep }
+    JobRequest::Drill { point: "latest".to_owned(), keep, network: None }
 }
 
 pub fn failover(point: &str) -> JobRequest {
-    JobRequest::Failover { point: point.to_owned() }
+    JobRequest::Failover { point: point.to_owned(), network: None }
 }
 
 /// The kinds of steps that something happened to, and what is to happen to the others.
@@ -223,19 +234,17 @@ impl Interruption for Once {
 }
 
 /// Commits a point whose first disk boots and writes `text` to its serial port.
-async fn commit_guest(vault: &Vault, epoch: u64, text: &str) {
+async fn commit_guest(vault: &Vault, server: ServerId, epoch: u64, text: &str) {
     let files = Files::counted();
     let mut block = boot_sector(text);
     block.resize(4096, 0);
-    let content = files.with_frames(SERVER, 0, epoch, 0, &[block]);
+    let content = files.with_frames(server, 0, epoch, 0, &[block]);
     let file = describe(0, epoch, 0, &content);
-    let grant = vault
-        .grant(PROCESS_SERVER, &GrantRequest { server: SERVER, file: file.clone() }, at(2))
-        .await
-        .unwrap();
+    let grant =
+        vault.grant(PROCESS_SERVER, &GrantRequest { server, file: file.clone() }, at(2)).await.unwrap();
     send(vault, &grant.url, &[content]).await.unwrap();
     let seconds = i64::try_from(epoch * 10).unwrap();
-    let mut commit = files.commit(SERVER, seconds, &[(0, epoch, 1)]);
+    let mut commit = files.commit(server, seconds, &[(0, epoch, 1)]);
     commit.files = vec![file];
     vault.commit_point(PROCESS_SERVER, &commit, at(seconds + 1)).await.unwrap();
 }
@@ -259,6 +268,11 @@ fn boot_sector(text: &str) -> Vec<u8> {
     sector.resize(510, 0);
     sector.extend_from_slice(&[0x55, 0xaa]);
     sector
+}
+
+fn working_directories() -> impl Iterator<Item = std::path::PathBuf> {
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    processes.filter_map(|entry| std::fs::read_link(entry.path().join("cwd")).ok())
 }
 
 fn command_lines() -> impl Iterator<Item = String> {

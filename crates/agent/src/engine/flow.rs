@@ -12,7 +12,7 @@ use super::disk::{Link, Member};
 use super::{
     Action, Engine, Failure, Notice, OpenEpoch, PointFailure, PointOrder, Round, RoundDone, RoundEnd, Way,
 };
-use crate::record::{PendingSeal, Sent, Sync};
+use crate::record::{DiskRecord, PendingSeal, Sent, Sync};
 
 /// Optimistic points that may fail one after the other before file systems are frozen instead.
 const FAILURES_MAX: u32 = 3;
@@ -299,6 +299,9 @@ impl Engine {
                 self.schedule.advance(&purpose, now);
                 self.note_writes(&purpose, &done.writes);
                 sealing = self.captured(&captured, purpose);
+                if sealing.is_none() {
+                    self.again_later(purpose);
+                }
             }
             Some(Err(failure)) => {
                 self.compare_had_point(false);
@@ -351,7 +354,12 @@ impl Engine {
                 Some(SealDisk { disk: open.disk, epoch: open.epoch, parts: open.part, bytes })
             })
             .collect();
-        if disks.len() != sizes.len() || disks.is_empty() {
+        let removed = self.removed_disks();
+        // Such as one that was taken out of the settings and is named again, since this point was begun.
+        let lacks = |(number, disk): (&DiskNumber, &DiskRecord)| {
+            disk.sealed.is_some() && !sizes.contains_key(number) && !removed.contains(number)
+        };
+        if disks.len() != sizes.len() || disks.is_empty() || self.record.disks.iter().any(lacks) {
             // A disk left or came while the point was taken: it would not have all disks.
             return None;
         }
@@ -365,7 +373,7 @@ impl Engine {
             time: captured.time,
             kind: if self.is_clean() { PointKind::Filesystem } else { captured.kind },
             disks,
-            removed: self.removed_disks(),
+            removed,
             capture: captured.figures.clone(),
         };
         Some(Sealing { seal, purpose })

@@ -144,7 +144,8 @@ mod tests {
         let told = of_this_server().unwrap();
         let mut told: Vec<_> =
             told.iter().map(|(index, of)| format!("{index} {}/{}", of.address, of.prefix)).collect();
-        (expected.sort(), told.sort());
+        expected.sort();
+        told.sort();
         assert_eq!(told, expected);
     }
 

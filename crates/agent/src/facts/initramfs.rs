@@ -52,7 +52,7 @@ impl Found {
                     continue;
                 }
                 Some(_) if magic.starts_with(b"070701") || magic.starts_with(b"070702") => {
-                    self.entries(input)?
+                    self.entries(input)?;
                 }
                 Some(_) if is_plain => return Err("what is compressed in it is no archive".into()),
                 Some(_) => self.compressed(input)?,

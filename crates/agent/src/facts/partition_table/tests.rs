@@ -118,7 +118,7 @@ proptest! {
             first[MBR_AT + number * 16 + 4] = kind;
         }
         let mut read_at = |offset: u64, length: usize| {
-            let source = if offset % 1024 == 0 { &first } else { &seed };
+            let source = if offset.is_multiple_of(1024) { &first } else { &seed };
             Ok(source.iter().copied().cycle().take(length).collect())
         };
         let _ = read(bytes, 512, &mut read_at).unwrap();

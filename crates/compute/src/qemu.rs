@@ -9,17 +9,15 @@
 //! QEMU starts with the guest standing still and the guest goes when QEMU answers, so the time of its first
 //! instruction is known. A start that was cut short at any point is finished, or begun again, by the next.
 
-mod acceleration;
-mod command_line;
-mod console;
-mod directory;
-mod mirror;
+pub(crate) mod acceleration;
+pub(crate) mod command_line;
+pub(crate) mod mirror;
 mod process;
 mod qmp;
 mod reach;
-mod screen;
-mod settings;
-mod start;
+pub(crate) mod screen;
+pub(crate) mod settings;
+pub(crate) mod start;
 mod status;
 mod taps;
 
@@ -38,13 +36,14 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OnceCell};
 use tokio::task::JoinHandle;
 
+use crate::console;
+use crate::directory::{CONSOLE, MachineDirectory};
 use crate::error::ComputeError;
 use crate::hydration::{DiskHydration, HydrationTarget};
 use crate::provider::{Capabilities, ConsoleText, MachineStatus, OffReason, Provider, Reached};
 use crate::spec::{Firmware, MachineSpec};
 
 use acceleration::Found;
-use directory::{CONSOLE, MachineDirectory};
 use mirror::Hydrating;
 use process::Process;
 use qmp::Qmp;
@@ -284,7 +283,7 @@ impl Provider for QemuProvider {
     }
 }
 
-fn lock(state: &Path) -> Result<File, ComputeError> {
+pub(crate) fn lock(state: &Path) -> Result<File, ComputeError> {
     let path = state.join("lock");
     let file =
         File::options().create(true).append(true).open(&path).map_err(ComputeError::io("open", &path))?;

@@ -1,21 +1,16 @@
 //! Whether a guest takes a connection.
-//!
-//! QEMU's user network answers on a forward's host port itself and only then asks the guest, so a connection
-//! to it proves nothing. Its list of connections does: it says in which state each is on the guest's side.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use futures::FutureExt;
 use lifeboat_model::MachineId;
 use qapi::qmp::human_monitor_command;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
 
 use super::Host;
 use crate::error::ComputeError;
+use crate::forward::{self, LIST_CONNECTIONS};
+use crate::network::Forward;
 use crate::provider::Reached;
-
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Host {
     pub(crate) async fn reach_guest(
@@ -27,64 +22,13 @@ impl Host {
         let lock = self.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         let live = self.live(machine).await?;
-        let Some(host_port) = live.host_port(guest_port) else {
-            return Err(ComputeError::Spec {
-                machine,
-                why: format!("none of its forwards leads to port {guest_port} of the guest"),
-            });
+        let Some(host_port) = forward::host_port(&live.state.forwards, guest_port) else {
+            return Err(ComputeError::no_forward(machine, guest_port));
         };
-        let deadline = Instant::now() + limit;
-        let stream = match TcpStream::connect((Ipv4Addr::LOCALHOST, host_port)).await {
-            Ok(stream) => stream,
-            Err(error) => return Ok(Reached::No(format!("port {host_port} on this machine: {error}"))),
+        let ask = || {
+            let command_line = LIST_CONNECTIONS.to_owned();
+            live.qmp.ask(human_monitor_command { cpu_index: None, command_line }).boxed()
         };
-        let own_port = stream.local_addr().map_err(ComputeError::io("name", "a connection"))?.port();
-        let mut seen = false;
-        while Instant::now() < deadline {
-            let command_line = "info usernet".to_owned();
-            let list = live.qmp.ask(human_monitor_command { cpu_index: None, command_line }).await?;
-            match state_of(&list, own_port) {
-                Some("ESTABLISHED") => return Ok(Reached::Yes(stream)),
-                Some(_) => seen = true,
-                // It was there and is no longer: the guest refused.
-                None if seen => break,
-                None => {}
-            }
-            // A refusal may come and go between two looks.
-            let mut byte = [0];
-            if matches!(stream.try_read(&mut byte), Ok(0)) {
-                break;
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        let what = if Instant::now() < deadline { "refuses connections to" } else { "does not answer on" };
-        Ok(Reached::No(format!("the guest {what} port {guest_port}")))
-    }
-}
-
-/// The state of the connection from this port in QEMU's list, which has lines such as
-/// `TCP[ESTABLISHED]  14  127.0.0.1  41237  10.0.2.2  53122  0  0`.
-fn state_of(list: &str, own_port: u16) -> Option<&str> {
-    list.lines().find_map(|line| {
-        let mut fields = line.split_whitespace();
-        let state = fields.next()?.strip_prefix("TCP[")?.strip_suffix(']')?;
-        let port = fields.nth(4)?.parse::<u16>().ok()?;
-        (port == own_port).then_some(state)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_state_of_a_connection_is_found_by_its_port() {
-        let list = "Hub -1 (net0):\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\n  \
-            TCP[ESTABLISHED]   14       127.0.0.1 41237        10.0.2.2 53122     0     0\n  \
-            TCP[SYN_SENT]      15       127.0.0.1 41237        10.0.2.2 53123     0     0\n  \
-            TCP[HOST_FORWARD]  11       127.0.0.1 41237       10.0.2.15    22     0     0\n";
-        assert_eq!(state_of(list, 53122), Some("ESTABLISHED"));
-        assert_eq!(state_of(list, 53123), Some("SYN_SENT"));
-        assert_eq!(state_of(list, 53124), None);
+        forward::reach(Forward { host_port, guest_port }, limit, ask).await
     }
 }

@@ -5,8 +5,10 @@
 mod guests;
 mod hydration;
 mod life;
+mod machine;
 mod nbd;
 mod network;
+mod serving;
 mod site;
 mod takeover;
 mod wrong;

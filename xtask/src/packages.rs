@@ -43,6 +43,9 @@ pub const ALL: &[&str] = &[
     "fuse3",
     "fio",
     "iproute2",
+    // Machines at libvirt. Its daemons without `libvirt-daemon-system`, which would have this machine run them.
+    "libvirt-daemon",
+    "libvirt-clients",
     // Servers in virtual machines.
     "debootstrap",
     "qemu-system-x86",

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use lifeboat_compute::{ComputeError, QemuProvider, QemuSettings};
 use lifeboat_transport::{Listener, ListenerSettings, ServeError as ListenError, ServerTls};
 use lifeboat_trust::{ClientCertificates, Credentials, Identity, TrustError};
 use lifeboat_wire::event::{Event, Severity};
@@ -14,6 +13,7 @@ use lifeboat_wire::event::{Event, Severity};
 use crate::error::VaultError;
 use crate::http::{self, VaultService};
 use crate::jobs::Jobs;
+use crate::machines::{self, MachinesError};
 use crate::object_name::VAULTS;
 use crate::random::{self, SystemRandomness};
 use crate::retention;
@@ -60,7 +60,7 @@ pub enum ServeError {
     Volumes(#[from] VolumesError),
     /// Machines cannot be run.
     #[error(transparent)]
-    Compute(#[from] ComputeError),
+    Machines(#[from] MachinesError),
     /// The port cannot be had.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -131,11 +131,8 @@ impl RunningVault {
         let shown = Arc::clone(&nbd_tls);
         let volumes = Volumes::start(Arc::clone(&vault), &settings.nbd, move || shown.config()).await?;
         let volumes = Arc::new(volumes);
-        let directory =
-            settings.machines.directory.clone().unwrap_or_else(|| settings.state.join("machines"));
-        let machines = QemuSettings::new(directory);
-        let provider = QemuProvider::open(machines).await?;
-        let jobs = Jobs::new(Arc::clone(&volumes), Arc::new(provider), Timestamp::now, Arc::new(()));
+        let provider = machines::provider(&settings, vault.id(), volumes.over_tls()).await?;
+        let jobs = Jobs::new(Arc::clone(&volumes), provider, Timestamp::now, Arc::new(()));
         let service = VaultService { vault, volumes, jobs, revoked, clock: Timestamp::now };
         Ok(Self { settings, service, tls: Arc::new(tls), nbd_tls, listener })
     }

@@ -48,6 +48,9 @@ pub const ALL: &[&str] = &[
     "zstd",
     "xz-utils",
     "lz4",
+    // Machines at libvirt. Its daemons without `libvirt-daemon-system`, which would have this machine run them.
+    "libvirt-daemon",
+    "libvirt-clients",
     // Servers in virtual machines.
     "debootstrap",
     "qemu-system-x86",

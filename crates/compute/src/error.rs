@@ -195,6 +195,52 @@ pub enum ComputeError {
         /// The rest of the sentence.
         why: String,
     },
+    /// A host that is not there.
+    #[error(
+        "cannot reach libvirt at {uri}: {why}; see that libvirtd runs there and that the vault's user may use it"
+    )]
+    Unreachable {
+        /// Where.
+        uri: String,
+        /// What the connection met.
+        why: String,
+    },
+    /// A host that does not answer.
+    #[error("libvirt at {uri} did not answer {question} within {} s: see whether its host is well", limit.as_secs())]
+    HostSilent {
+        /// Where.
+        uri: String,
+        /// What was asked.
+        question: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// libvirt says no.
+    #[error("libvirt at {uri} refused {question}: {why}")]
+    HostRefused {
+        /// Where.
+        uri: String,
+        /// What was asked.
+        question: String,
+        /// What it said.
+        why: String,
+    },
+    /// No address of a libvirt.
+    #[error("{uri:?} is no address of a libvirt that runs machines for Lifeboat: {why}")]
+    Uri {
+        /// What was given.
+        uri: String,
+        /// Why not, and what would do.
+        why: String,
+    },
+    /// The provider has no way to do it.
+    #[error("not possible for machine {machine}: {why}")]
+    NotSupported {
+        /// Which machine.
+        machine: MachineId,
+        /// One clause, with what to do instead.
+        why: String,
+    },
     /// A screenshot that is none.
     #[error("the screenshot of machine {machine} is damaged: {why}")]
     Screenshot {
@@ -212,6 +258,11 @@ impl ComputeError {
         move |source| Self::Io { action, path, source }
     }
 
+    /// No forward leads to a port of the guest.
+    pub(crate) fn no_forward(machine: MachineId, guest_port: u16) -> Self {
+        Self::Spec { machine, why: format!("none of its forwards leads to port {guest_port} of the guest") }
+    }
+
     /// Whether doing the same again later may work without anybody changing something.
     #[must_use]
     pub fn retry_may_help(&self) -> bool {
@@ -222,6 +273,8 @@ impl ComputeError {
                 | Self::Io { .. }
                 | Self::Tap { .. }
                 | Self::Immortal { .. }
+                | Self::Unreachable { .. }
+                | Self::HostSilent { .. }
         )
     }
 }

@@ -1,11 +1,14 @@
 //! Copying the disks of a running machine to local files: what is asked and what is answered.
 
+use std::fs;
 use std::path::PathBuf;
 
 use lifeboat_model::DiskNumber;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::DiskFormat;
+use crate::directory::{MachineState, Stage};
+use crate::error::ComputeError;
+use crate::spec::{DiskFormat, MachineDisk};
 
 /// Where a disk is copied to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,4 +50,40 @@ pub enum HydrationState {
         /// One clause.
         why: String,
     },
+}
+
+/// What asking for a copy means for a machine.
+pub(crate) enum Asked {
+    /// A new copy of this disk, to a file that is not there yet.
+    New(MachineDisk),
+    /// The copy that is being made.
+    Copying,
+    /// The copy that the machine runs on.
+    Local,
+}
+
+/// What asking for this copy of a machine's disk means, or why it cannot be had.
+pub(crate) fn asked(
+    state: &MachineState,
+    disk: DiskNumber,
+    target: &HydrationTarget,
+) -> Result<Asked, ComputeError> {
+    let machine = state.spec.id;
+    let path = target.path.display();
+    let refused = |why: String| Err(ComputeError::Hydration { machine, disk, why });
+    let spec = state.spec.disks.iter().find(|known| known.number == disk).cloned();
+    let spec = spec.ok_or(ComputeError::NoDisk { machine, disk })?;
+    if let Some(copy) = state.copy_of(disk).filter(|copy| !matches!(copy.stage, Stage::Failed { .. })) {
+        if (&copy.target.path, copy.target.format) != (&target.path, target.format) {
+            return refused(format!("has a copy in {} already", copy.target.path.display()));
+        }
+        return Ok(if copy.stage == Stage::Copying { Asked::Copying } else { Asked::Local });
+    }
+    if !target.path.is_absolute() || target.path.to_str().is_none() {
+        return refused(format!("cannot be copied to {path}, which is no absolute path in UTF-8"));
+    }
+    if fs::symlink_metadata(&target.path).is_ok() {
+        return refused(format!("cannot be copied to {path}, which exists already"));
+    }
+    Ok(Asked::New(spec))
 }

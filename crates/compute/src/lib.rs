@@ -2,7 +2,7 @@
 //!
 //! [`Provider`] is all that the vault's jobs know of whatever runs machines: a [`MachineSpec`] goes in, a
 //! [`MachineStatus`] comes out, every operation may be repeated. [`QemuProvider`] is the embedded default,
-//! QEMU on the vault's own machine. [`Probe`] decides from outside whether a guest is up.
+//! QEMU on the vault's own machine; [`LibvirtProvider`] has libvirt run them, here or on another host. [`Probe`] decides from outside whether a guest is up.
 //!
 //! What must hold of every provider:
 //!
@@ -12,9 +12,14 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod console;
+mod directory;
 mod error;
+mod forward;
 mod hydration;
+mod libvirt;
 mod network;
+mod places;
 mod probe;
 mod provider;
 mod qemu;
@@ -22,6 +27,7 @@ mod spec;
 
 pub use error::ComputeError;
 pub use hydration::{DiskHydration, HydrationState, HydrationTarget};
+pub use libvirt::{LibvirtProvider, LibvirtSettings, NbdOverTls};
 pub use lifeboat_model::{CopyIdentity, Ipv4Subnet, MachineId, NetworkId, Purpose};
 pub use network::{Attachment, Forward, MacAddress, MacAddressError, Nic, NicModel, SharedNetwork, Subnet};
 pub use probe::{Probe, Waiting};

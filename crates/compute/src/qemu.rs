@@ -9,19 +9,17 @@
 //! QEMU starts with the guest standing still and the guest goes when QEMU answers, so the time of its first
 //! instruction is known. A start that was cut short at any point is finished, or begun again, by the next.
 
-mod acceleration;
-mod command_line;
-mod console;
-mod directory;
-mod mirror;
+pub(crate) mod acceleration;
+pub(crate) mod command_line;
+pub(crate) mod mirror;
 mod networks;
 mod process;
 mod programs;
 mod qmp;
 mod reach;
-mod screen;
-mod settings;
-mod start;
+pub(crate) mod screen;
+pub(crate) mod settings;
+pub(crate) mod start;
 mod status;
 mod taps;
 
@@ -41,13 +39,14 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OnceCell};
 use tokio::task::JoinHandle;
 
+use crate::console;
+use crate::directory::{CONSOLE, MachineDirectory};
 use crate::error::ComputeError;
 use crate::hydration::{DiskHydration, HydrationTarget};
 use crate::provider::{Capabilities, ConsoleText, MachineStatus, OffReason, Provider, Reached};
 use crate::spec::{DiskFormat, Firmware, MachineSpec};
 
 use acceleration::Found;
-use directory::{CONSOLE, MachineDirectory};
 use mirror::Hydrating;
 use networks::{Members, Networks};
 use process::Process;
@@ -279,11 +278,7 @@ impl Provider for QemuProvider {
         disk: DiskNumber,
         format: DiskFormat,
     ) -> Result<PathBuf, ComputeError> {
-        let ending = match format {
-            DiskFormat::Raw => "raw",
-            DiskFormat::Qcow2 => "qcow2",
-        };
-        Ok(self.host.directory(machine).file(&format!("disk-{disk}.{ending}")))
+        Ok(self.host.directory(machine).file(&format.file_name(disk)))
     }
 
     async fn address(&self, machine: MachineId) -> Result<Option<Ipv4Addr>, ComputeError> {
@@ -315,7 +310,7 @@ impl Provider for QemuProvider {
     }
 }
 
-fn lock(state: &Path) -> Result<File, ComputeError> {
+pub(crate) fn lock(state: &Path) -> Result<File, ComputeError> {
     let path = state.join("lock");
     let file =
         File::options().create(true).append(true).open(&path).map_err(ComputeError::io("open", &path))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use lifeboat_compute::{ComputeError, Provider, QemuProvider, QemuSettings};
+use lifeboat_compute::Provider;
 use lifeboat_transport::{Listener, ListenerSettings, ServeError as ListenError, ServerTls};
 use lifeboat_trust::{ClientCertificates, Credentials, Identity, TrustError};
 use lifeboat_wire::event::{Event, Severity};
@@ -14,6 +14,7 @@ use lifeboat_wire::event::{Event, Severity};
 use crate::error::VaultError;
 use crate::http::{self, VaultService};
 use crate::jobs::Jobs;
+use crate::machines::{self, MachinesError};
 use crate::object_name::VAULTS;
 use crate::random::{self, SystemRandomness};
 use crate::retention;
@@ -60,7 +61,7 @@ pub enum ServeError {
     Volumes(#[from] VolumesError),
     /// Machines cannot be run.
     #[error(transparent)]
-    Compute(#[from] ComputeError),
+    Machines(#[from] MachinesError),
     /// The port cannot be had.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -131,11 +132,8 @@ impl RunningVault {
         let shown = Arc::clone(&nbd_tls);
         let volumes = Volumes::start(Arc::clone(&vault), &settings.nbd, move || shown.config()).await?;
         let volumes = Arc::new(volumes);
-        let directory =
-            settings.machines.directory.clone().unwrap_or_else(|| settings.state.join("machines"));
-        let machines = QemuSettings::new(directory);
-        let provider = Arc::new(QemuProvider::open(machines).await?);
-        look_at(Arc::clone(&provider) as Arc<dyn Provider>);
+        let provider = machines::provider(&settings, vault.id(), volumes.over_tls()).await?;
+        look_at(Arc::clone(&provider));
         let jobs = Jobs::new(Arc::clone(&volumes), provider, Timestamp::now, Arc::new(()));
         jobs.set_limits(settings.machines.limits());
         let service = VaultService { vault, volumes, jobs, revoked, clock: Timestamp::now };

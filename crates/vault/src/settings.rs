@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use lifeboat_compute::AccelerationChoice;
 use lifeboat_model::Span;
 use serde::Deserialize;
 
@@ -46,10 +47,18 @@ pub struct Settings {
     pub machines: MachineSettings,
 }
 
-/// How servers' machines are run on the vault's machine.
+/// How machines at the recovery site are run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MachineSettings {
+    /// What runs them.
+    pub provider: MachineProvider,
+    /// Whether the processor executes their instructions.
+    pub acceleration: AccelerationChoice,
+    /// The address of the libvirt that runs them; for that provider only.
+    pub uri: Option<String>,
+    /// A directory on libvirt's host for what belongs to machines there; for that provider only.
+    pub host_directory: Option<PathBuf>,
     /// Where what belongs to machines is kept; `machines` in the state directory when absent.
     pub directory: Option<PathBuf>,
     /// Power them off when the vault is stopped, and start them again with it. Otherwise they go on
@@ -66,6 +75,17 @@ impl MachineSettings {
     pub(crate) const fn limits(&self) -> MachineLimits {
         MachineLimits { memory_mib: self.memory_mib_max, cpus: self.cpus_max }
     }
+}
+
+/// What runs machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineProvider {
+    /// QEMU on the vault's machine.
+    #[default]
+    Qemu,
+    /// A libvirt, on the vault's machine or on another host.
+    Libvirt,
 }
 
 /// How files between retained points are merged.

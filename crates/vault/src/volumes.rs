@@ -222,6 +222,12 @@ impl Volumes {
         Ok(())
     }
 
+    /// Where NBD clients on other machines connect to, over TLS: a name and a port; none if nowhere.
+    #[must_use]
+    pub fn over_tls(&self) -> Option<(String, u16)> {
+        self.remote.clone()
+    }
+
     /// Opens disks of a point; `by` says for whom, in the event about it.
     ///
     /// # Errors

@@ -16,15 +16,16 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::command_line::SANDBOX;
-use super::directory::{last_lines, private_file};
 use super::settings::{AccelerationChoice, QemuSettings};
+use crate::directory::{last_lines, private_file};
 use crate::error::ComputeError;
 use crate::provider::Acceleration;
 
-const TRIAL_GUEST: &[u8] = include_bytes!("trial_guest.bin");
+/// The boot sector of the trial guest. It says how far it got with one letter each: R, L, M and, at its end, C.
+pub(crate) const TRIAL_GUEST: &[u8] = include_bytes!("trial_guest.bin");
 /// Firmware does not start from a disk that is smaller than this.
-const TRIAL_DISK_BYTES: u64 = 1 << 20;
-const TRIAL_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const TRIAL_DISK_BYTES: u64 = 1 << 20;
+pub(crate) const TRIAL_LIMIT: Duration = Duration::from_secs(10);
 const QUESTION_LIMIT: Duration = Duration::from_secs(60);
 const KEPT: &str = "qemu.json";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -219,13 +220,7 @@ async fn trial(settings: &QemuSettings, place: &Path) -> io::Result<Result<(), S
         }
     };
     let outcome = tokio::time::timeout(TRIAL_LIMIT, done).await;
-    let got_to = match fs::read(&console)?.last() {
-        None => "did not begin",
-        Some(b'R') => "did not get from real mode to long mode",
-        Some(b'L') => "did not copy 16 MiB",
-        Some(b'M') => "did not count to 100 million",
-        Some(_) => "got lost",
-    };
+    let got_to = got_to(&fs::read(&console)?);
     guest.start_kill().or_else(|error| if guest.id().is_none() { Ok(()) } else { Err(error) })?;
     let output = guest.wait_with_output().await?;
     Ok(match outcome {
@@ -239,6 +234,17 @@ async fn trial(settings: &QemuSettings, place: &Path) -> io::Result<Result<(), S
             TRIAL_LIMIT.as_secs()
         )),
     })
+}
+
+/// How far the trial guest came that said this.
+pub(crate) fn got_to(said: &[u8]) -> &'static str {
+    match said.last() {
+        None => "did not begin",
+        Some(b'R') => "did not get from real mode to long mode",
+        Some(b'L') => "did not copy 16 MiB",
+        Some(b'M') => "did not count to 100 million",
+        Some(_) => "got lost",
+    }
 }
 
 #[cfg(test)]

@@ -3,21 +3,11 @@
 use lifeboat_model::{DiskNumber, SMBIOS_MANUFACTURER, SMBIOS_PRODUCT};
 use serde_json::{Value, json};
 
-use super::directory::{CONSOLE, QMP, VARIABLES};
 use super::taps::tap_name;
-use crate::network::{Attachment, Forward, NicModel};
+use crate::directory::{CONSOLE, QMP, VARIABLES};
+use crate::network::{Attachment, Forward, NicModel, Subnet};
+use crate::places::{Function, NICS_MAX, Places, SLOT_NIC_FIRST, SLOT_RANDOM, SLOT_VGA, SataPort};
 use crate::spec::{DiskAddress, DiskBus, DiskFormat, Firmware, MachineDisk, MachineSpec};
-
-/// PCI slots, fixed so that a guest's network interfaces keep their names whatever its disks are.
-const SLOT_VGA: u8 = 0x01;
-const SLOT_NIC_FIRST: u8 = 0x02;
-const SLOT_RANDOM: u8 = 0x0a;
-const SLOT_DISK_FIRST: u8 = 0x0b;
-/// The last slot that the chipset leaves free.
-const SLOT_LAST: u8 = 0x1e;
-const FUNCTIONS: usize = 8;
-const NICS_MAX: usize = (SLOT_RANDOM - SLOT_NIC_FIRST) as usize;
-const SATA_PORTS: usize = 6;
 
 /// What the command line needs beside the spec.
 #[derive(Debug)]
@@ -82,6 +72,26 @@ pub(crate) fn block_node(node: &str, address: &DiskAddress, nbd_wait_seconds: u3
             "file": { "driver": "file", "filename": path, "discard": "unmap" },
         }),
     }
+}
+
+/// The value of `-netdev` for a network that a machine has for itself, with these ports of its host's loopback.
+pub(crate) fn user_network(id: &str, subnet: Option<Subnet>, forwards: &[Forward]) -> String {
+    let mut wire = format!("user,id={id},restrict=on,ipv6=off");
+    if let Some(subnet) = subnet {
+        wire += &format!(
+            ",net={}/{},host={},dhcpstart={},dns={}",
+            subnet.network,
+            subnet.prefix,
+            subnet.gateway,
+            subnet.guest,
+            subnet.spare()
+        );
+    }
+    let guest = subnet.map(|subnet| subnet.guest.to_string()).unwrap_or_default();
+    for Forward { host_port, guest_port } in forwards {
+        wire += &format!(",hostfwd=tcp:127.0.0.1:{host_port}-{guest}:{guest_port}");
+    }
+    wire
 }
 
 struct Line(Vec<String>);
@@ -163,15 +173,9 @@ impl Line {
             let node = source_node(disk.number);
             self.json("-blockdev", &block_node(&node, &disk.source, around.nbd_wait_seconds));
             let (driver, place) = match disk.bus {
-                DiskBus::Virtio => ("virtio-blk-pci", places.function()?),
-                DiskBus::Nvme => ("nvme", places.function()?),
-                DiskBus::Sata => {
-                    let (controller, port) = places.sata()?;
-                    if let Some(controller) = controller {
-                        self.json("-device", &controller);
-                    }
-                    ("ide-hd", port)
-                }
+                DiskBus::Virtio => ("virtio-blk-pci", function(places.function()?)),
+                DiskBus::Nvme => ("nvme", function(places.function()?)),
+                DiskBus::Sata => ("ide-hd", self.sata_port(places.sata()?)),
             };
             let mut device = json!({
                 "driver": driver,
@@ -186,6 +190,21 @@ impl Line {
         Ok(())
     }
 
+    /// The port, on a controller that is added where it is new.
+    fn sata_port(&mut self, SataPort { controller, port, new_controller }: SataPort) -> Value {
+        if controller == 0 {
+            // The chipset's own.
+            return json!({ "bus": format!("ide.{port}") });
+        }
+        let name = format!("sata{controller}");
+        if let Some(place) = new_controller {
+            let mut device = json!({ "driver": "ich9-ahci", "id": name });
+            merge(&mut device, function(place));
+            self.json("-device", &device);
+        }
+        json!({ "bus": format!("{name}.{port}") })
+    }
+
     fn nics(&mut self, spec: &MachineSpec, around: &Surroundings<'_>) -> Result<(), String> {
         let nics = &spec.nics;
         if nics.len() > NICS_MAX {
@@ -197,22 +216,8 @@ impl Line {
             let id = format!("net{place}");
             let wire = match &nic.attachment {
                 Attachment::Isolated { subnet, forwards: wanted } => {
-                    let mut wire = format!("user,id={id},restrict=on,ipv6=off");
-                    if let Some(subnet) = subnet {
-                        wire += &format!(
-                            ",net={}/{},host={},dhcpstart={},dns={}",
-                            subnet.network,
-                            subnet.prefix,
-                            subnet.gateway,
-                            subnet.guest,
-                            subnet.spare()
-                        );
-                    }
-                    let guest = subnet.map(|subnet| subnet.guest.to_string()).unwrap_or_default();
-                    for Forward { host_port, guest_port } in forwards.by_ref().take(wanted.len()) {
-                        wire += &format!(",hostfwd=tcp:127.0.0.1:{host_port}-{guest}:{guest_port}");
-                    }
-                    wire
+                    let forwards: Vec<_> = forwards.by_ref().take(wanted.len()).copied().collect();
+                    user_network(&id, *subnet, &forwards)
                 }
                 Attachment::Bridge { .. } | Attachment::Shared { .. } => {
                     format!("tap,id={id},ifname={},script=no,downscript=no", tap_name(spec.id, place))
@@ -232,45 +237,8 @@ impl Line {
     }
 }
 
-/// Where disks are attached: functions of PCI slots, and ports of SATA controllers.
-#[derive(Default)]
-struct Places {
-    functions: usize,
-    ports: usize,
-}
-
-impl Places {
-    fn function(&mut self) -> Result<Value, String> {
-        let (slot, function) = (self.functions / FUNCTIONS, self.functions % FUNCTIONS);
-        self.functions += 1;
-        self.at(slot, function)
-    }
-
-    /// A controller that must be added first, if one must, and a port.
-    fn sata(&mut self) -> Result<(Option<Value>, Value), String> {
-        let (controller, port) = (self.ports / SATA_PORTS, self.ports % SATA_PORTS);
-        self.ports += 1;
-        if controller == 0 {
-            // The chipset's own.
-            return Ok((None, json!({ "bus": format!("ide.{port}") })));
-        }
-        let name = format!("sata{controller}");
-        let place = json!({ "bus": format!("{name}.{port}") });
-        if port > 0 {
-            return Ok((None, place));
-        }
-        let mut device = json!({ "driver": "ich9-ahci", "id": name });
-        merge(&mut device, self.function()?);
-        Ok((Some(device), place))
-    }
-
-    fn at(&self, slot: usize, function: usize) -> Result<Value, String> {
-        let slot = u8::try_from(slot).ok().and_then(|slot| SLOT_DISK_FIRST.checked_add(slot));
-        match slot.filter(|slot| *slot <= SLOT_LAST) {
-            Some(slot) => Ok(json!({ "addr": pci(slot, function), "multifunction": function == 0 })),
-            None => Err(format!("it has more than {} disks", self.functions - 1)),
-        }
-    }
+fn function(Function { slot, function }: Function) -> Value {
+    json!({ "addr": pci(slot, function), "multifunction": function == 0 })
 }
 
 fn pci(slot: u8, function: usize) -> String {

@@ -33,12 +33,12 @@ use tokio::time::Instant;
 
 use super::Host;
 use super::command_line::source_node;
-use super::directory::{LocalCopy, MachineDirectory, MachineState, Stage};
 use super::qmp::Qmp;
 use super::settings::ANSWER_LIMIT;
 use super::status::{Live, Observed};
+use crate::directory::{LocalCopy, MachineDirectory, MachineState, Stage};
 use crate::error::ComputeError;
-use crate::hydration::{DiskHydration, HydrationState, HydrationTarget};
+use crate::hydration::{Asked, DiskHydration, HydrationState, HydrationTarget, asked};
 use crate::spec::{DiskAddress, DiskFormat, MachineDisk};
 
 /// How often copies are looked after.
@@ -121,33 +121,14 @@ impl Host {
         let directory = self.directory(machine);
         let mut live = self.live(machine).await?;
         advance(&directory, &mut live).await?;
-        let refused = |why: String| ComputeError::Hydration { machine, disk, why };
-        let spec = live.state.spec.disks.iter().find(|known| known.number == disk).cloned();
-        let spec = spec.ok_or(ComputeError::NoDisk { machine, disk })?;
-        if let Some(copy) =
-            live.state.copy_of(disk).filter(|copy| !matches!(copy.stage, Stage::Failed { .. }))
-        {
-            if (&copy.target.path, copy.target.format) != (&target.path, target.format) {
-                return Err(refused(format!("has a copy in {} already", copy.target.path.display())));
-            }
-            if copy.stage == Stage::Copying {
+        let spec = match asked(&live.state, disk, target)? {
+            Asked::New(spec) => spec,
+            Asked::Copying => {
                 let speed = speed(target);
-                live.qmp.ask(block_job_set_speed { device: job_of(disk), speed }).await?;
+                return live.qmp.ask(block_job_set_speed { device: job_of(disk), speed }).await.map(drop);
             }
-            return Ok(());
-        }
-        if !target.path.is_absolute() || target.path.to_str().is_none() {
-            return Err(refused(format!(
-                "cannot be copied to {}, which is no absolute path in UTF-8",
-                target.path.display()
-            )));
-        }
-        if fs::symlink_metadata(&target.path).is_ok() {
-            return Err(refused(format!(
-                "cannot be copied to {}, which exists already",
-                target.path.display()
-            )));
-        }
+            Asked::Local => return Ok(()),
+        };
         live.state.copies.retain(|copy| copy.disk != disk);
         live.state.copies.push(LocalCopy { disk, target: target.clone(), stage: Stage::Copying });
         // Written down before it is there: what is left of a copy that was cut short can be found.
@@ -413,14 +394,14 @@ pub(crate) fn give_up(copies: &mut [LocalCopy]) -> Result<(), ComputeError> {
     Ok(())
 }
 
-fn remove_file(path: &Path) -> Result<(), ComputeError> {
+pub(crate) fn remove_file(path: &Path) -> Result<(), ComputeError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ComputeError::io("remove", path)(error)),
         _ => Ok(()),
     }
 }
 
-fn set_stage(state: &mut MachineState, disk: DiskNumber, stage: Stage) {
+pub(crate) fn set_stage(state: &mut MachineState, disk: DiskNumber, stage: Stage) {
     if let Some(copy) = state.copies.iter_mut().find(|copy| copy.disk == disk) {
         copy.stage = stage;
     }

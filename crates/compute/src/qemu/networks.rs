@@ -28,9 +28,9 @@ use lifeboat_model::NetworkId;
 use tokio::sync::Mutex;
 
 use super::Host;
-use super::directory::MachineState;
 use super::process::Process;
 use super::taps;
+use crate::directory::MachineState;
 use crate::error::ComputeError;
 use crate::network::{Attachment, MacAddress, Nic, SharedNetwork};
 use crate::spec::MachineSpec;

@@ -13,8 +13,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::directory::MachineDirectory;
 use super::settings::KILL_LIMIT;
+use crate::directory::MachineDirectory;
 use crate::error::ComputeError;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);

@@ -20,8 +20,8 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::task::JoinHandle;
 
-use super::directory::{MachineDirectory, QMP};
 use super::settings::ANSWER_LIMIT;
+use crate::directory::{MachineDirectory, QMP};
 use crate::error::ComputeError;
 
 /// A connection to a machine's QEMU.

@@ -4,8 +4,8 @@ use std::fs;
 
 use qapi::qmp::{ImageFormat, screendump};
 
-use super::directory::{MachineDirectory, SCREEN};
 use super::qmp::Qmp;
+use crate::directory::{MachineDirectory, SCREEN};
 use crate::error::ComputeError;
 
 /// Takes what the screen shows.
@@ -19,8 +19,12 @@ pub(crate) async fn take(directory: &MachineDirectory, qmp: &Qmp) -> Result<Vec<
     let path = directory.file(SCREEN);
     let image = fs::read(&path).map_err(ComputeError::io("read", &path))?;
     fs::remove_file(&path).map_err(ComputeError::io("remove", &path))?;
-    let png = if image.starts_with(b"P6") { png_of_ppm(&image) } else { Ok(image) };
-    png.map_err(|why| ComputeError::Screenshot { machine: directory.machine, why })
+    png_of(image).map_err(|why| ComputeError::Screenshot { machine: directory.machine, why })
+}
+
+/// What QEMU wrote, PNG or PPM, as a PNG.
+pub(crate) fn png_of(image: Vec<u8>) -> Result<Vec<u8>, String> {
+    if image.starts_with(b"P6") { png_of_ppm(&image) } else { Ok(image) }
 }
 
 /// Turns a PPM (P6, 8 bits) into a PNG.

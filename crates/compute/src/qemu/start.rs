@@ -2,7 +2,6 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -16,24 +15,20 @@ use tokio::process::{Child, Command};
 use super::Host;
 use super::acceleration::{Found, not_run};
 use super::command_line::{Surroundings, arguments, source_node};
-use super::directory::{CONSOLE, LOG, MachineDirectory, MachineState, Stage, VARIABLES, private_file};
 use super::networks::Members;
 use super::process::{Process, marker};
 use super::qmp::Qmp;
 use super::settings::START_LIMIT;
 use super::status::{Live, Observed};
 use super::taps;
+use crate::directory::{CONSOLE, LOG, MachineDirectory, MachineState, Stage, VARIABLES, private_file};
 use crate::error::ComputeError;
-use crate::network::{Attachment, Forward, Nic};
+use crate::forward::{PORT_ATTEMPTS, PORT_TAKEN, draws_a_port, free_forwards};
 use crate::provider::OffReason;
 use crate::spec::{Firmware, MachineSpec};
 
 /// What QEMU takes for itself beside the guest's memory, in MiB.
-const OVERHEAD_MIB: u64 = 96;
-/// Free host ports are found by asking for one and giving it back, so another may take it in between.
-const PORT_ATTEMPTS: usize = 4;
-const PORT_TAKEN: &str = "host forwarding rule";
-
+pub(crate) const OVERHEAD_MIB: u64 = 96;
 impl Host {
     /// The caller holds the machine's lock.
     pub(crate) async fn start_machine(&self, spec: &MachineSpec) -> Result<(), ComputeError> {
@@ -272,33 +267,6 @@ async fn first_answer(directory: &MachineDirectory, mut child: Child) -> Result<
     }
 }
 
-fn draws_a_port(nics: &[Nic]) -> bool {
-    wanted_forwards(nics).any(|forward| forward.host_port == 0)
-}
-
-fn wanted_forwards(nics: &[Nic]) -> impl Iterator<Item = Forward> {
-    nics.iter().flat_map(|nic| match &nic.attachment {
-        Attachment::Isolated { forwards, .. } => forwards.clone(),
-        Attachment::Bridge { .. } | Attachment::Shared { .. } => Vec::new(),
-    })
-}
-
-/// The forwards of all interfaces, with free host ports where any will do.
-fn free_forwards(nics: &[Nic]) -> io::Result<Vec<Forward>> {
-    // All stay taken until the last is found, so that they differ.
-    let mut taken = Vec::new();
-    let mut forwards = Vec::new();
-    for mut forward in wanted_forwards(nics) {
-        if forward.host_port == 0 {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-            forward.host_port = listener.local_addr()?.port();
-            taken.push(listener);
-        }
-        forwards.push(forward);
-    }
-    Ok(forwards)
-}
-
 /// `query-named-block-nodes` with as much of its answer as is needed: the rest differs among QEMU's versions.
 #[derive(Debug, Serialize)]
 pub(crate) struct QueryNodes {
@@ -325,12 +293,3 @@ impl qapi::Command for QueryNodes {
 }
 
 impl qapi::qmp::QmpCommand for QueryNodes {}
-
-/// The process of a live machine has more to say than what is stored.
-impl Live {
-    /// The host port of the forward to this port of the guest.
-    pub(crate) fn host_port(&self, guest_port: u16) -> Option<u16> {
-        let found = self.state.forwards.iter().find(|forward| forward.guest_port == guest_port);
-        found.map(|forward| forward.host_port)
-    }
-}

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use qapi::qmp::{RunState, query_status, quit};
 
-use super::directory::{MachineDirectory, MachineState};
 use super::networks::Members;
 use super::process::Process;
 use super::qmp::Qmp;
 use super::settings::{ANSWER_LIMIT, FLUSH_LIMIT};
 use super::taps;
 use super::{Host, mirror};
+use crate::directory::{MachineDirectory, MachineState};
 use crate::error::ComputeError;
 use crate::provider::{MachineStatus, OffReason};
 

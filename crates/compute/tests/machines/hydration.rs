@@ -11,8 +11,9 @@ use lifeboat_compute::{
 use lifeboat_model::DiskNumber;
 
 use crate::guests::{COUNTS, number};
-use crate::nbd::{Server, address, last_number};
-use crate::site::{DISK_BYTES, Site, kill, processes_in, spec, wait_for};
+use crate::machine::{DISK_BYTES, spec, wait_for};
+use crate::serving::{Server, address, last_number};
+use crate::site::{Site, kill, processes_in};
 
 const DISK: DiskNumber = DiskNumber(0);
 /// So slow that the copy does not end by itself while a test looks.

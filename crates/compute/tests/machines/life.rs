@@ -7,7 +7,8 @@ use lifeboat_compute::{CopyIdentity, DiskBus, Firmware, MachineStatus, OffReason
 use lifeboat_model::DiskNumber;
 
 use crate::guests::{BUTTON, SMBIOS, UP};
-use crate::site::{IDENTITY, Site, kill, processes_in};
+use crate::machine::IDENTITY;
+use crate::site::{Site, kill, processes_in};
 
 #[tokio::test]
 async fn a_machine_starts_shows_itself_and_goes_without_a_trace() {

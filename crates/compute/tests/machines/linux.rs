@@ -39,7 +39,7 @@ pub fn ask(word: &str, place: &str) -> String {
 pub fn spec(place: &Path, id: u64, script: &str) -> MachineSpec {
     let path = place.join(format!("linux-{id}"));
     make(&path, script);
-    let mut spec = crate::site::spec(id, DiskAddress::File { path, format: DiskFormat::Raw });
+    let mut spec = crate::machine::spec(id, DiskAddress::File { path, format: DiskFormat::Raw });
     spec.disks[0].bytes = DISK_BYTES;
     spec.memory_mib = 192;
     spec

@@ -112,8 +112,9 @@ async fn a_probe_of_the_console_passes_when_the_text_is_there() {
     let spec = site.spec(1, UP);
     site.provider.start(&spec).await.unwrap();
     let probe = |pattern: &str| Probe::Console { pattern: pattern.into() };
-    let passed =
-        crate::site::wait_for(async || probe("UP\r\n").attempt(&site.provider, spec.id).await.unwrap().ok());
+    let passed = crate::machine::wait_for(async || {
+        probe("UP\r\n").attempt(&site.provider, spec.id).await.unwrap().ok()
+    });
     passed.await.expect("the probe never passes");
     let waiting = probe("login:").attempt(&site.provider, spec.id).await.unwrap().unwrap_err();
     assert!(waiting.to_string().contains("its last line is \"UP\""), "{waiting}");

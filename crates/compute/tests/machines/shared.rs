@@ -16,7 +16,8 @@ use lifeboat_compute::{
 
 use crate::guests::UP;
 use crate::linux;
-use crate::site::{Site, kill, processes_in, settings, wait_for};
+use crate::machine::wait_for;
+use crate::site::{Site, kill, processes_in, settings};
 
 const PLACE: &str = "LIFEBOAT_TEST_NETWORK_PLACE";
 

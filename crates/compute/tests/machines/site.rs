@@ -2,26 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use lifeboat_compute::{
-    AccelerationChoice, CopyIdentity, DiskAddress, DiskBus, DiskFormat, Firmware, MachineDisk, MachineId,
-    MachineSpec, MachineStatus, Provider, Purpose, QemuProvider, QemuSettings,
+    AccelerationChoice, DiskAddress, DiskFormat, MachineId, MachineSpec, MachineStatus, Provider,
+    QemuProvider, QemuSettings,
 };
-use lifeboat_model::{DiskNumber, PointId, ServerId, VaultId};
 use tempfile::TempDir;
 
 use crate::guests;
-
-pub const DISK_BYTES: u64 = 4 << 20;
-pub const IDENTITY: CopyIdentity = CopyIdentity {
-    vault: VaultId::new(1),
-    server: ServerId::new(2),
-    point: PointId::new(3),
-    purpose: Purpose::Drill,
-};
-/// Far more than anything here takes, on a machine that does a lot else.
-const PATIENCE: Duration = Duration::from_secs(180);
+use crate::machine::{DISK_BYTES, spec, wait_for};
 
 /// A directory for a provider and what its machines need.
 pub struct Site {
@@ -92,33 +81,6 @@ pub fn settings(place: &Path) -> QemuSettings {
         findings: place.join("findings"),
         ..QemuSettings::new(place.join("state"))
     }
-}
-
-/// A machine with this disk.
-pub fn spec(id: u64, source: DiskAddress) -> MachineSpec {
-    MachineSpec {
-        id: MachineId::new(id),
-        name: "a machine, \"tried\"".into(),
-        cpus: 1,
-        memory_mib: 32,
-        firmware: Firmware::Bios,
-        disks: vec![MachineDisk { number: DiskNumber(0), source, bytes: DISK_BYTES, bus: DiskBus::Virtio }],
-        nics: Vec::new(),
-        identity: IDENTITY,
-    }
-}
-
-/// Asks again and again until there is an answer.
-pub async fn wait_for<T>(ask: impl AsyncFn() -> Option<T>) -> Option<T> {
-    let asked = async {
-        loop {
-            if let Some(answer) = ask().await {
-                return answer;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, asked).await.ok()
 }
 
 /// The numbers of the processes that work in this directory or below, or give addresses from files there.

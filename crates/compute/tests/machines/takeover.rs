@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 use lifeboat_compute::{MachineId, MachineStatus, Provider, QemuProvider};
 
 use crate::guests::UP;
-use crate::site::{Site, kill, processes_in, settings, wait_for};
+use crate::machine::wait_for;
+use crate::site::{Site, kill, processes_in, settings};
 
 const PLACE: &str = "LIFEBOAT_TEST_PLACE";
 
@@ -18,7 +19,7 @@ async fn starter() {
     let provider = QemuProvider::open(settings(&place)).await.unwrap();
     let path = place.join("image");
     let source = lifeboat_compute::DiskAddress::File { path, format: lifeboat_compute::DiskFormat::Raw };
-    provider.start(&crate::site::spec(1, source)).await.unwrap();
+    provider.start(&crate::machine::spec(1, source)).await.unwrap();
     std::fs::write(place.join("started"), "").unwrap();
     std::future::pending::<()>().await;
 }

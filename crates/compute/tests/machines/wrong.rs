@@ -125,7 +125,7 @@ async fn capabilities_say_what_runs_guests_and_why() {
     // Whatever is the case on this machine, a guest runs as the answer says.
     let spec = site.spec(1, UP);
     provider.start(&spec).await.unwrap();
-    crate::site::wait_for(async || {
+    crate::machine::wait_for(async || {
         Some(provider.console(spec.id, 0).await.unwrap()).filter(|part| part.text.contains("UP"))
     })
     .await

@@ -44,10 +44,10 @@ async fn a_source_that_was_failed_over_is_refused_also_by_a_catalog_made_anew() 
     assert!(!assignment.replicate);
     assert!(assignment.reason.as_ref().unwrap().contains("failed over"), "{assignment:?}");
 
-    let Site { dir, vault, volumes, provider, jobs } = site;
+    let Site { dir, vault, volumes, provider, jobs, .. } = site;
     jobs.pause().await;
-    for machine in lifeboat_compute::Provider::machines(provider.as_ref()).await.unwrap() {
-        lifeboat_compute::Provider::remove(provider.as_ref(), machine).await.unwrap();
+    for machine in provider.machines().await.unwrap() {
+        provider.remove(machine).await.unwrap();
     }
     volumes.stop().await;
     vault.close().await;

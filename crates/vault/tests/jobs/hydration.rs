@@ -1,7 +1,7 @@
 //! The disks of a machine that took over are copied to this site, and it goes on with them.
 
 use lifeboat_api::{JobState, MachineState};
-use lifeboat_compute::{DiskFormat, HydrationState, Provider};
+use lifeboat_compute::{DiskFormat, HydrationState};
 use lifeboat_vault::jobs::{JobRequest, Step};
 
 use crate::site::{Site, drill, failover};

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_api::{Job, JobState, Probe, TargetSettings};
-use lifeboat_compute::{Provider, QemuProvider, QemuSettings};
+use lifeboat_compute::{
+    AccelerationChoice, LibvirtProvider, LibvirtSettings, Provider, QemuProvider, QemuSettings,
+};
 use lifeboat_model::{PointId, ServerId, Span};
 use lifeboat_vault::jobs::{Interruption, JobError, JobRequest, Jobs, Step};
 use lifeboat_vault::{NbdSettings, Store, Vault, Volumes};
@@ -22,8 +24,10 @@ pub struct Site {
     pub dir: TempDir,
     pub vault: Arc<Vault>,
     pub volumes: Arc<Volumes>,
-    pub provider: Arc<QemuProvider>,
+    pub provider: Arc<dyn Provider>,
     pub jobs: Arc<Jobs>,
+    /// The libvirt that runs its machines; QEMU itself if none.
+    pub libvirt: Option<String>,
 }
 
 impl Site {
@@ -33,18 +37,32 @@ impl Site {
     }
 
     pub async fn with(interruption: Arc<dyn Interruption>) -> Self {
+        Self::made(interruption, None).await
+    }
+
+    /// The same with machines that a libvirt runs.
+    pub async fn at_libvirt(uri: String) -> Self {
+        Self::made(Arc::new(()), Some(uri)).await
+    }
+
+    async fn made(interruption: Arc<dyn Interruption>, libvirt: Option<String>) -> Self {
         let dir = tempfile::Builder::new().prefix("lb").tempdir().unwrap();
         let vault = Vault::create(&dir.path().join("state"), None, Counted::from(1), at(0)).await.unwrap();
         register(&vault, SERVER, "db1", 0).await;
         for (epoch, word) in [(1, "first"), (2, "second")] {
             commit_guest(&vault, SERVER, epoch, &format!("{word} login: ")).await;
         }
-        let site = Self::open(dir, Arc::new(vault), interruption).await;
+        let site = Self::open(dir, Arc::new(vault), interruption, libvirt).await;
         site.jobs.set_target(SERVER, &target("login: ")).await.unwrap();
         site
     }
 
-    async fn open(dir: TempDir, vault: Arc<Vault>, interruption: Arc<dyn Interruption>) -> Self {
+    async fn open(
+        dir: TempDir,
+        vault: Arc<Vault>,
+        interruption: Arc<dyn Interruption>,
+        libvirt: Option<String>,
+    ) -> Self {
         let settings = NbdSettings { socket_directory: dir.path().join("nbd"), ..NbdSettings::default() };
         let provider = crypto();
         let tls = ServerConfig::builder_with_provider(provider)
@@ -55,10 +73,19 @@ impl Site {
         let tls = Arc::new(tls);
         let volumes =
             Arc::new(Volumes::start(Arc::clone(&vault), &settings, move || Arc::clone(&tls)).await.unwrap());
-        let machines = QemuSettings::new(dir.path().join("machines"));
-        let provider = Arc::new(QemuProvider::open(machines).await.unwrap());
+        let machines = dir.path().join("machines");
+        let provider: Arc<dyn Provider> = match &libvirt {
+            None => Arc::new(QemuProvider::open(QemuSettings::new(machines)).await.unwrap()),
+            Some(uri) => {
+                let settings = LibvirtSettings {
+                    acceleration: AccelerationChoice::Tcg,
+                    ..LibvirtSettings::new(machines, uri, vault.id())
+                };
+                Arc::new(LibvirtProvider::open(settings).await.unwrap())
+            }
+        };
         let jobs = Jobs::new(Arc::clone(&volumes), provider.clone(), Timestamp::now, interruption);
-        Self { dir, vault, volumes, provider, jobs }
+        Self { dir, vault, volumes, provider, jobs, libvirt }
     }
 
     /// Protects another server with one point, whose guest offers a login at once.
@@ -70,7 +97,7 @@ impl Site {
 
     /// Stops the vault where it is, and starts it again.
     pub async fn restart(self, interruption: Arc<dyn Interruption>) -> Self {
-        let Self { dir, vault, volumes, provider, jobs } = self;
+        let Self { dir, vault, volumes, provider, jobs, libvirt } = self;
         jobs.pause().await;
         volumes.stop().await;
         vault.close().await;
@@ -86,7 +113,7 @@ impl Site {
                 Err(error) => panic!("{error}"),
             }
         };
-        Self::open(dir, Arc::new(vault), interruption).await
+        Self::open(dir, Arc::new(vault), interruption, libvirt).await
     }
 
     /// The ids of the points, oldest first.

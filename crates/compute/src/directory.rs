@@ -1,7 +1,7 @@
 //! A machine's directory: what is stored about it, and the names of its files.
 //!
-//! QEMU runs in this directory and names its files relative to it, so that no path is too long for a Unix
-//! socket. Everything in it is private to the vault's user: the console may show secrets.
+//! A QEMU on this machine runs in this directory and names its files relative to it, so that no path is too long
+//! for a Unix socket. Everything in it is private to the vault's user: the console may show secrets.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -46,6 +46,9 @@ pub(crate) struct MachineState {
     /// Local copies of its disks, at most one of each.
     #[serde(default)]
     pub copies: Vec<LocalCopy>,
+    /// Whether its guest is held still while a disk moves to its copy.
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// A copy of a disk in a local file.
@@ -79,6 +82,7 @@ impl MachineState {
             forwards: Vec::new(),
             off: Some(OffReason::NotStarted { why: None }),
             copies,
+            held: false,
         }
     }
 

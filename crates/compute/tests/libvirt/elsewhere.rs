@@ -1,0 +1,163 @@
+//! A libvirt that is not on the vault's machine: reached over TLS, and its guests' disks too. That it is here all
+//! the same, nothing of what is used tells.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lifeboat_compute::{
+    AccelerationChoice, Attachment, DiskAddress, DiskFormat, Forward, HydrationTarget, LibvirtProvider,
+    LibvirtSettings, MacAddress, MachineStatus, NbdOverTls, Nic, NicModel, Provider,
+};
+use lifeboat_model::{DiskNumber, VaultId};
+use lifeboat_nbd::{Limits, NbdServer};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+
+use crate::daemon::Daemon;
+use crate::guests::READS;
+use crate::machine::{DISK_BYTES, spec, wait_for};
+use crate::serving::{Served, address};
+
+/// An authority, and a certificate for localhost that is good at both ends.
+struct Certificates {
+    authority: String,
+    authority_der: CertificateDer<'static>,
+    certificate: String,
+    certificate_der: CertificateDer<'static>,
+    key: KeyPair,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let authority_key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        let authority = params.self_signed(&authority_key).unwrap();
+        let issuer = Issuer::new(params, authority_key);
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        Self {
+            authority: authority.pem(),
+            authority_der: authority.der().clone(),
+            certificate: certificate.pem(),
+            certificate_der: certificate.der().clone(),
+            key,
+        }
+    }
+
+    /// Writes them under the names that libvirt and QEMU look for.
+    fn write(&self, place: &Path) {
+        fs::create_dir_all(place).unwrap();
+        for name in ["cacert.pem", "ca-cert.pem"] {
+            fs::write(place.join(name), &self.authority).unwrap();
+        }
+        for name in ["servercert.pem", "clientcert.pem", "client-cert.pem"] {
+            fs::write(place.join(name), &self.certificate).unwrap();
+        }
+        for name in ["serverkey.pem", "clientkey.pem", "client-key.pem"] {
+            fs::write(place.join(name), self.key.serialize_pem()).unwrap();
+        }
+    }
+
+    /// A server that takes only clients with a certificate.
+    fn server(&self) -> Arc<ServerConfig> {
+        let crypto = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority_der.clone()).unwrap();
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto.clone()).build().unwrap();
+        let key = PrivateKeyDer::try_from(self.key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(crypto)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(clients)
+            .with_single_cert(vec![self.certificate_der.clone()], key);
+        Arc::new(config.unwrap())
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn a_host_elsewhere_runs_machines_from_disks_over_tls() {
+    let place = tempfile::Builder::new().prefix("lv").tempdir().unwrap();
+    let pki = place.path().join("pki");
+    let certificates = Certificates::new();
+    certificates.write(&pki);
+    let port = free_port();
+    let shown = pki.display();
+    let daemon = Daemon::with(
+        &format!(
+            "listen_tls = 1\nlisten_addr = \"127.0.0.1\"\ntls_port = \"{port}\"\nauth_tls = \"none\"\n\
+             ca_file = \"{shown}/cacert.pem\"\ncert_file = \"{shown}/servercert.pem\"\n\
+             key_file = \"{shown}/serverkey.pem\"\n"
+        ),
+        &format!("nbd_tls_x509_cert_dir = \"{shown}\"\n"),
+        "--listen",
+    );
+    let image = place.path().join("image");
+    crate::guests::disk(&image, READS, DISK_BYTES, "from afar\r\n");
+    let server = NbdServer::new(Limits::default());
+    let file = fs::File::options().read(true).write(true).open(&image).unwrap();
+    server.add("disk", Arc::new(Served(file))).unwrap();
+    let tls = certificates.server();
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let bound = server.listen_tcp(any, move || Arc::clone(&tls)).await.unwrap();
+
+    let uri = format!("qemu+tls://localhost:{port}/system?pkipath={shown}");
+    let settings = LibvirtSettings {
+        acceleration: AccelerationChoice::Tcg,
+        ..LibvirtSettings::new(place.path().join("state"), &uri, VaultId::new(77))
+    };
+    let mut spec = spec(1, address(place.path()));
+    let forwards = vec![Forward { host_port: 0, guest_port: 22 }];
+    let attachment = Attachment::Isolated { subnet: None, forwards };
+    spec.nics = vec![Nic { mac: MacAddress::local(1), model: NicModel::Virtio, attachment }];
+    let provider = LibvirtProvider::open(settings.clone()).await.unwrap();
+    let error = provider.start(&spec).await.unwrap_err();
+    assert!(error.to_string().contains("over TLS only, and the vault offers none: set listen"), "{error}");
+    drop(provider);
+
+    let nbd = Some(NbdOverTls { host: "localhost".into(), port: bound.port() });
+    let provider = LibvirtProvider::open(LibvirtSettings { nbd, ..settings }).await.unwrap();
+    provider.start(&spec).await.unwrap();
+    let heard = wait_for(async || {
+        Some(provider.console(spec.id, 0).await.unwrap()).filter(|part| part.text.contains("from afar"))
+    });
+    heard.await.expect("the guest does not read its disk");
+    assert!(!provider.screenshot(spec.id).await.unwrap().is_empty());
+    let status = provider.status(spec.id).await.unwrap();
+    assert!(matches!(&status, MachineStatus::Running { forwards, .. } if forwards.is_empty()), "{status:?}");
+
+    // What a host elsewhere has not is said.
+    let error = provider.reach(spec.id, 22, Duration::from_secs(1)).await.unwrap_err();
+    assert!(error.to_string().contains("use a probe of the console"), "{error}");
+    let target =
+        HydrationTarget { path: place.path().join("copy"), format: DiskFormat::Raw, bytes_per_second: None };
+    let error = provider.hydrate(spec.id, DiskNumber(0), &target).await.unwrap_err();
+    assert!(
+        error.to_string().contains("is another host, and disks are copied to files of the vault"),
+        "{error}"
+    );
+    provider.remove(spec.id).await.unwrap();
+    let (_, left) = daemon.virsh(&["list", "--all", "--name"]);
+    assert_eq!(left.trim(), "");
+    assert!(!daemon.kept_for(&VaultId::new(77).to_string()).exists());
+
+    spec.disks[0].source = DiskAddress::File { path: image, format: DiskFormat::Raw };
+    let error = provider.start(&spec).await.unwrap_err();
+    assert!(error.to_string().contains("is on the vault's machine, and qemu+tls://localhost"), "{error}");
+}

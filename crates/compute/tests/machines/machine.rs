@@ -1,0 +1,45 @@
+//! A small machine to be made, and waiting for what it does.
+
+use std::time::Duration;
+
+use lifeboat_compute::{
+    CopyIdentity, DiskAddress, DiskBus, Firmware, MachineDisk, MachineId, MachineSpec, Purpose,
+};
+use lifeboat_model::{DiskNumber, PointId, ServerId, VaultId};
+
+pub const DISK_BYTES: u64 = 4 << 20;
+pub const IDENTITY: CopyIdentity = CopyIdentity {
+    vault: VaultId::new(1),
+    server: ServerId::new(2),
+    point: PointId::new(3),
+    purpose: Purpose::Drill,
+};
+/// Far more than anything here takes, on a machine that does a lot else.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A machine with this disk.
+pub fn spec(id: u64, source: DiskAddress) -> MachineSpec {
+    MachineSpec {
+        id: MachineId::new(id),
+        name: "a machine, \"tried\"".into(),
+        cpus: 1,
+        memory_mib: 32,
+        firmware: Firmware::Bios,
+        disks: vec![MachineDisk { number: DiskNumber(0), source, bytes: DISK_BYTES, bus: DiskBus::Virtio }],
+        nics: Vec::new(),
+        identity: IDENTITY,
+    }
+}
+
+/// Asks again and again until there is an answer.
+pub async fn wait_for<T>(ask: impl AsyncFn() -> Option<T>) -> Option<T> {
+    let asked = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.ok()
+}

@@ -32,7 +32,7 @@ pub fn web_server(text: &str) -> String {
 
 /// Asks a web server and says what it said, or NOTHING, after the word.
 pub fn ask(word: &str, place: &str) -> String {
-    format!("echo {word} $(wget -q -T 5 -O - http://{place}/ || echo NOTHING)\n")
+    format!("echo {word} $(timeout 10 wget -q -O - http://{place}/ || echo NOTHING)\n")
 }
 
 /// A machine that starts Linux and then does what the script says. It says IDLE when it has.

@@ -25,7 +25,7 @@ if ! [ -d "$kept" ]; then
     dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x -C "$work/kernel" ./boot ./lib/modules
     mkdir "$work/kept"
     cp "$work"/kernel/boot/vmlinuz-* "$work/kept/vmlinuz"
-    for module in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover \
+    for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover \
         net_failover virtio_net; do
         find "$work/kernel/lib" -name "$module.ko" -exec cp '{}' "$work/kept/" ';'
     done
@@ -46,7 +46,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 exec < /dev/console > /dev/console 2>&1
-for module in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover \
+for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover \
     net_failover virtio_net; do
     if [ -e "/modules/$module.ko" ]; then insmod "/modules/$module.ko"; fi
 done

@@ -10,14 +10,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lifeboat_compute::{
-    Attachment, MacAddress, MachineId, MachineSpec, MachineStatus, NetworkId, Nic, NicModel, Probe, Provider,
-    QemuProvider, Reached, SharedNetwork,
+    Attachment, DiskAddress, DiskFormat, MacAddress, MachineId, MachineSpec, MachineStatus, NetworkId, Nic,
+    NicModel, Probe, Provider, QemuProvider, Reached, SharedNetwork,
 };
 
-use crate::guests::UP;
+use crate::guests::{self, UP};
 use crate::linux;
+<<<<<<< HEAD
 use crate::machine::wait_for;
 use crate::site::{Site, kill, processes_in, settings};
+=======
+use crate::site::{DISK_BYTES, Site, kill, processes_in, settings, wait_for};
+>>>>>>> networks
 
 const PLACE: &str = "LIFEBOAT_TEST_NETWORK_PLACE";
 
@@ -35,6 +39,13 @@ fn network(dhcp: bool) -> SharedNetwork {
 fn join(spec: &mut MachineSpec, network: &SharedNetwork, address: Option<Ipv4Addr>) {
     let attachment = Attachment::Shared { network: network.clone(), address };
     spec.nics = vec![Nic { mac: MacAddress::local(spec.id.number()), model: NicModel::Virtio, attachment }];
+}
+
+/// A machine of one sector, with a disk that no other machine has.
+fn boots(place: &Path, number: u64) -> MachineSpec {
+    let path = place.join(format!("image-{number}"));
+    guests::disk(&path, UP, DISK_BYTES, "");
+    crate::site::spec(id(number), DiskAddress::File { path, format: DiskFormat::Raw })
 }
 
 /// An id that no test that runs at the same time has: names of devices come from it.
@@ -208,13 +219,13 @@ async fn a_network_outlives_its_vault_and_goes_with_its_last_machine() {
     let elsewhere = tempfile::TempDir::new_in(site.place.path()).unwrap();
     let place = elsewhere.path();
     let network = network(true);
-    let mut first = site.spec(id(4), UP);
+    let mut first = boots(site.place.path(), 4);
     join(&mut first, &network, Some([10, 5, 0, 10].into()));
     started_by_another(place, &first).await;
 
     let provider = QemuProvider::open(settings(place)).await.unwrap();
     let entrance = provider.entrance(network.id).await.unwrap().expect("the network ended with its vault");
-    let mut second = site.spec(id(5), UP);
+    let mut second = boots(site.place.path(), 5);
     join(&mut second, &network, Some([10, 5, 0, 11].into()));
     provider.start(&second).await.unwrap();
     assert_eq!(provider.entrance(network.id).await.unwrap().as_ref(), Some(&entrance), "there are two of it");
@@ -269,13 +280,13 @@ async fn a_network_outlives_its_vault_and_goes_with_its_last_machine() {
 async fn a_holder_that_somebody_ended_is_replaced_at_the_next_start() {
     let site = Site::new().await;
     let network = network(true);
-    let mut spec = site.spec(id(6), UP);
+    let mut spec = boots(site.place.path(), 6);
     join(&mut spec, &network, Some([10, 5, 0, 10].into()));
     site.provider.start(&spec).await.unwrap();
     let place = site.place.path();
     let server = processes_in(place).len();
     kill(holder(&site.provider.entrance(network.id).await.unwrap().unwrap()));
-    let mut second = site.spec(id(7), UP);
+    let mut second = boots(site.place.path(), 7);
     join(&mut second, &network, Some([10, 5, 0, 11].into()));
     site.provider.start(&second).await.unwrap();
     assert_eq!(processes_in(place).len(), server + 1, "the DHCP server of the former namespace is left");
@@ -293,7 +304,7 @@ async fn what_a_network_lacks_is_said_and_nothing_is_left_of_it() {
     settings.dnsmasq = "/nowhere/dnsmasq".into();
     settings.slirp4netns = "no-such-slirp4netns".into();
     let provider = QemuProvider::open(settings).await.unwrap();
-    let mut spec = site.spec(id(8), UP);
+    let mut spec = boots(site.place.path(), 8);
     let mut refused = async |network: &SharedNetwork, address: Option<[u8; 4]>| {
         join(&mut spec, network, address.map(Ipv4Addr::from));
         let error = provider.start(&spec).await.unwrap_err().to_string();
@@ -311,7 +322,7 @@ async fn what_a_network_lacks_is_said_and_nothing_is_left_of_it() {
     assert!(error.contains("that of the gateway"), "{error}");
 
     // Without DHCP nothing of that is needed, and a guest without an address is not reached.
-    let mut spec = site.spec(id(9), UP);
+    let mut spec = boots(site.place.path(), 9);
     join(&mut spec, &network(false), None);
     provider.start(&spec).await.unwrap();
     let reached = provider.reach(spec.id, 22, Duration::from_secs(1)).await.unwrap();

@@ -8,7 +8,7 @@ use lifeboat_model::Ipv4Subnet;
 
 #[derive(Subcommand)]
 pub enum NetworkCommand {
-    /// Make a network. It takes nothing until a machine is in it, and goes when the last one leaves.
+    /// Make a network known. It is built when the first machine joins it, and taken down when the last one leaves.
     Create(NetworkSettings),
     /// All networks, with the machines in them.
     List,

@@ -2,7 +2,7 @@
 
 use lifeboat_api::{CreateNetwork, JobState, NetworkKind, NetworkMapping};
 use lifeboat_model::ServerId;
-use lifeboat_vault::jobs::{JobError, JobRequest};
+use lifeboat_vault::jobs::{JobError, JobRequest, MachineLimits};
 
 use crate::site::{Once, Site, drill, failover, target};
 use crate::support::SERVER;
@@ -41,6 +41,8 @@ impl Site {
 async fn drills_meet_in_the_network_that_stands_in_for_their_servers() {
     let site = Site::new().await;
     site.second_server(OTHER, "db2").await;
+    // However few processors this host has.
+    site.jobs.set_limits(MachineLimits { memory_mib: None, cpus: Some(8) });
     site.jobs.create_network(&isolated("lab", "10.5.0.0/24")).await.unwrap();
     let wider =
         NetworkMapping { subnet: "10.0.0.0/8".parse().unwrap(), production: Some("lab".into()), test: None };

@@ -93,7 +93,7 @@ impl QemuProvider {
         let lock = lock(&state)?;
         // Processes are known by where they work, and the kernel names that without links and dots.
         let machines = fs::canonicalize(&machines).map_err(ComputeError::io("find", &machines))?;
-        let networks = Networks::open(state.join("networks"))?;
+        let networks = Networks::open(&state.join("networks"))?;
         let locks = std::sync::Mutex::default();
         let (found, memory, hydrating) = (OnceCell::new(), Mutex::new(()), Hydrating::default());
         let host = Arc::new(Host { settings, machines, networks, found, locks, memory, hydrating });

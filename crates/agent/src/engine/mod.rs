@@ -262,6 +262,7 @@ pub enum Way {
 
 /// How a round ended.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and nearly all are done")]
 pub enum RoundEnd {
     /// All of it is durable.
     Done(RoundDone),

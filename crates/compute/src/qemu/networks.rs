@@ -60,9 +60,9 @@ pub(crate) enum Members {
 
 impl Networks {
     /// The networks in this directory, which is made if it is not there.
-    pub(crate) fn open(path: PathBuf) -> Result<Self, ComputeError> {
-        fs::create_dir_all(&path).map_err(ComputeError::io("create", &path))?;
-        let path = fs::canonicalize(&path).map_err(ComputeError::io("find", &path))?;
+    pub(crate) fn open(path: &Path) -> Result<Self, ComputeError> {
+        fs::create_dir_all(path).map_err(ComputeError::io("create", path))?;
+        let path = fs::canonicalize(path).map_err(ComputeError::io("find", path))?;
         Ok(Self { path, changing: Mutex::default() })
     }
 

@@ -16,12 +16,8 @@ use lifeboat_compute::{
 
 use crate::guests::{self, UP};
 use crate::linux;
-<<<<<<< HEAD
-use crate::machine::wait_for;
+use crate::machine::{DISK_BYTES, wait_for};
 use crate::site::{Site, kill, processes_in, settings};
-=======
-use crate::site::{DISK_BYTES, Site, kill, processes_in, settings, wait_for};
->>>>>>> networks
 
 const PLACE: &str = "LIFEBOAT_TEST_NETWORK_PLACE";
 
@@ -45,7 +41,7 @@ fn join(spec: &mut MachineSpec, network: &SharedNetwork, address: Option<Ipv4Add
 fn boots(place: &Path, number: u64) -> MachineSpec {
     let path = place.join(format!("image-{number}"));
     guests::disk(&path, UP, DISK_BYTES, "");
-    crate::site::spec(id(number), DiskAddress::File { path, format: DiskFormat::Raw })
+    crate::machine::spec(id(number), DiskAddress::File { path, format: DiskFormat::Raw })
 }
 
 /// An id that no test that runs at the same time has: names of devices come from it.
@@ -65,7 +61,7 @@ fn devices_of(id: u64) -> Vec<PathBuf> {
 fn assert_nothing_left(place: &Path, ids: &[u64]) {
     assert_eq!(processes_in(place), [0; 0]);
     for id in ids {
-        assert_eq!(devices_of(*id), [PathBuf::new(); 0]);
+        assert_eq!(devices_of(*id), Vec::<PathBuf>::new());
     }
     for kept in ["state/networks", "state/machines"] {
         assert_eq!(fs::read_dir(place.join(kept)).unwrap().count(), 0, "{kept}");
@@ -328,7 +324,7 @@ async fn what_a_network_lacks_is_said_and_nothing_is_left_of_it() {
     let reached = provider.reach(spec.id, 22, Duration::from_secs(1)).await.unwrap();
     assert!(matches!(reached, Reached::No(why) if why.contains("lifeboat target set --address")));
     provider.remove(spec.id).await.unwrap();
-    assert_eq!(provider.machines().await.unwrap(), [MachineId::new(0); 0]);
+    assert_eq!(provider.machines().await.unwrap(), Vec::<MachineId>::new());
     assert_nothing_left(place.path(), &[id(9)]);
 }
 

@@ -270,10 +270,11 @@ impl Provider for LibvirtProvider {
         format: DiskFormat,
     ) -> Result<PathBuf, ComputeError> {
         let name = format.file_name(disk);
-        Ok(match &self.host.settings.host_directory {
-            Some(directory) => directory.join(format!("{machine}-{name}")),
-            None => self.host.directory(machine).file(&name),
-        })
+        if self.host.virsh.uri().is_local {
+            return Ok(self.host.directory(machine).file(&name));
+        }
+        let domain = self.host.name_of(machine);
+        Ok(self.host.pool.path_of(&format!("{domain}.{name}")).into())
     }
 
     async fn capabilities(&self) -> Result<Capabilities, ComputeError> {

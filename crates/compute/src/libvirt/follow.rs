@@ -20,6 +20,8 @@ use crate::error::ComputeError;
 const PLACE: &str = "console-place.json";
 /// By so many bytes a file is known again.
 const KNOWN_BY_BYTES: u64 = 64;
+/// How often the files are read again because they were renamed meanwhile.
+const ATTEMPTS: u32 = 8;
 /// The daemon keeps three old files unless it is told otherwise.
 const OLD_FILES: u32 = 5;
 
@@ -47,13 +49,39 @@ pub(crate) async fn bring(
     let place = load(directory);
     let known = known_bytes(directory, place).map_err(ComputeError::io("read", &path))?;
     let from = place.host - known.len() as u64;
-    // The newest file first, then older ones until that which was read before.
+    let mut unread = None;
+    for _ in 0..ATTEMPTS {
+        unread = unread_parts(virsh, pool, domain, directory, (place, &known, from)).await?;
+        if unread.is_some() {
+            break;
+        }
+    }
+    // Otherwise the files are renamed faster than they can be read: the next question finds it all.
+    let unread = unread.unwrap_or_default();
+    let Some(host) = unread.first().map(|(_, end)| *end) else { return Ok(()) };
+    if unread.iter().all(|(part, _)| part.is_empty()) {
+        return Ok(());
+    }
+    let bytes: Vec<u8> = unread.into_iter().rev().flat_map(|(part, _)| part).collect();
+    append(directory, place, host, &bytes).map_err(ComputeError::io("write", path))
+}
+
+/// What was not read yet, each part with where it ends in its file: of the newest file first, then of older
+/// ones until that which was read before. `None` when the files were renamed meanwhile: one may have been
+/// read twice.
+async fn unread_parts(
+    virsh: &Virsh,
+    pool: &Pool,
+    domain: &str,
+    directory: &MachineDirectory,
+    (place, known, from): (Place, &[u8], u64),
+) -> Result<Option<Vec<(Vec<u8>, u64)>>, ComputeError> {
     let mut unread = Vec::new();
     let newest = file_of(domain);
     let old = (0..OLD_FILES).map(|number| format!("{newest}.{number}"));
     for name in std::iter::once(newest.clone()).chain(old) {
         let Some(mut tail) = pool.read(virsh, &name, from, directory.path()).await? else { break };
-        let is_known = place.vault > 0 && tail.starts_with(&known);
+        let is_known = place.vault > 0 && tail.starts_with(known);
         if is_known {
             tail.drain(..known.len());
         } else if from > 0 {
@@ -67,12 +95,14 @@ pub(crate) async fn bring(
             break;
         }
     }
-    let Some(host) = unread.first().map(|(_, end)| *end) else { return Ok(()) };
-    if unread.iter().all(|(part, _)| part.is_empty()) {
-        return Ok(());
+    // With one file there was nothing between two readings.
+    if let [(first, _), _, ..] = unread.as_slice() {
+        let again = pool.read(virsh, &newest, 0, directory.path()).await?.unwrap_or_default();
+        if !again.starts_with(first) {
+            return Ok(None);
+        }
     }
-    let bytes: Vec<u8> = unread.into_iter().rev().flat_map(|(part, _)| part).collect();
-    append(directory, place, host, &bytes).map_err(ComputeError::io("write", path))
+    Ok(Some(unread))
 }
 
 fn load(directory: &MachineDirectory) -> Place {

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use lifeboat_api::{NetworkKind, Target};
+use lifeboat_api::{NetworkKind, TargetSettings};
 use lifeboat_model::{Ipv4Subnet, NetworkId, ServerId};
 use sqlx::query;
 
@@ -146,7 +146,7 @@ impl Catalog {
     ///
     /// # Errors
     /// When the catalog fails.
-    pub async fn targets(&self) -> Result<Vec<(ServerId, Target)>, CatalogError> {
+    pub async fn targets(&self) -> Result<Vec<(ServerId, TargetSettings)>, CatalogError> {
         let rows = self.all(query("SELECT server, target FROM targets ORDER BY server")).await?;
         rows.iter().map(|row| Ok((row.parsed("server")?, row.json("target")?))).collect()
     }

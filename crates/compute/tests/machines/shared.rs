@@ -232,7 +232,7 @@ async fn a_network_outlives_its_vault_and_goes_with_its_last_machine() {
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&ports.stdout).lines().count(), 2, "{ports:?}");
-    let reservations = dhcp_server(place).unwrap();
+    let (_, reservations) = dhcp_server(place).unwrap();
     assert!(reservations.contains(",10.5.0.10") && reservations.contains(",10.5.0.11"), "{reservations}");
 
     // A guest that is powered off has left it.
@@ -280,12 +280,15 @@ async fn a_holder_that_somebody_ended_is_replaced_at_the_next_start() {
     join(&mut spec, &network, Some([10, 5, 0, 10].into()));
     site.provider.start(&spec).await.unwrap();
     let place = site.place.path();
-    let server = processes_in(place).len();
     kill(holder(&site.provider.entrance(network.id).await.unwrap().unwrap()));
-    let mut second = boots(site.place.path(), 7);
-    join(&mut second, &network, Some([10, 5, 0, 11].into()));
+    // With the addresses that were known before, so that the DHCP server seems to be as it should be.
+    let mut second = boots(place, 7);
+    join(&mut second, &network, None);
     site.provider.start(&second).await.unwrap();
-    assert_eq!(processes_in(place).len(), server + 1, "the DHCP server of the former namespace is left");
+    let namespace_of = |process: i32| fs::read_link(format!("/proc/{process}/ns/net")).unwrap();
+    let entrance = site.provider.entrance(network.id).await.unwrap().unwrap();
+    let (server, _) = dhcp_server(place).unwrap();
+    assert_eq!(namespace_of(server), namespace_of(holder(&entrance)), "it serves the former namespace");
     for machine in [spec.id, second.id] {
         site.provider.remove(machine).await.unwrap();
     }
@@ -333,13 +336,14 @@ fn holder(entrance: &str) -> i32 {
     entrance.split(' ').find_map(|word| word.parse().ok()).unwrap()
 }
 
-/// The arguments of the DHCP server that serves networks in this place.
-fn dhcp_server(place: &Path) -> Option<String> {
+/// The DHCP server that serves networks in this place, and its arguments.
+fn dhcp_server(place: &Path) -> Option<(i32, String)> {
     let place = fs::canonicalize(place).unwrap();
     let leases = format!("--dhcp-leasefile={}", place.display());
     fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
         let line = fs::read(entry.path().join("cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        line.contains(&leases).then_some(line)
+        let process = entry.file_name().to_str()?.parse().ok()?;
+        line.contains(&leases).then_some((process, line))
     })
 }

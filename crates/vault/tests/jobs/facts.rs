@@ -47,7 +47,7 @@ async fn a_machine_is_made_of_what_its_agent_has_found_out() {
     assert_eq!((shown.cpus, shown.network_card), (1, NetworkCard::E1000e));
     assert_eq!(shown.mac.as_deref(), Some("52:54:00:00:00:01"));
     let derived: Vec<_> = shown.derived.keys().map(String::as_str).collect();
-    assert_eq!(derived, ["disk_bus", "mac", "network_card"]);
+    assert_eq!(derived, ["address", "disk_bus", "mac", "network_card"]);
     assert_eq!(TargetSettings::from(shown), set);
 
     let job = site.run(drill(true)).await;

@@ -53,8 +53,6 @@ pub const ALL: &[&str] = &[
     "libvirt-clients",
     // Servers in virtual machines.
     "debootstrap",
-    "qemu-system-x86",
-    "ovmf",
     "grub-common",
     "grub-pc-bin",
     "grub-efi-amd64-bin",

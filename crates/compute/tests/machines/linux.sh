@@ -17,10 +17,20 @@ trap 'exit 1' INT TERM HUP
 mkdir -p "$cache"
 exec 9> "$cache/lock"
 flock 9
-package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: //p' | head -n 1)
+newest() {
+    apt-cache depends linux-image-cloud-amd64 2> /dev/null | sed -n 's/^ *Depends: //p' | head -n 1
+}
+fetch() {
+    package=$(newest)
+    test -n "$package" && (cd "$work" && apt-get download -qq "$package")
+}
+package=$(newest)
+if [ -z "$package" ] || ! [ -d "$cache/guest-$package" ]; then
+    # The lists of packages may be missing, or older than what is offered.
+    fetch || { apt-get update -qq && fetch; }
+fi
 kept=$cache/guest-$package
 if ! [ -d "$kept" ]; then
-    (cd "$work" && apt-get download -qq "$package")
     mkdir "$work/kernel"
     dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x -C "$work/kernel" ./boot ./lib/modules
     mkdir "$work/kept"

@@ -2,7 +2,8 @@
 //!
 //! [`Provider`] is all that the vault's jobs know of whatever runs machines: a [`MachineSpec`] goes in, a
 //! [`MachineStatus`] comes out, every operation may be repeated. [`QemuProvider`] is the embedded default,
-//! QEMU on the vault's own machine; [`LibvirtProvider`] has libvirt run them, here or on another host. [`Probe`] decides from outside whether a guest is up.
+//! QEMU on the vault's own machine; [`LibvirtProvider`] has libvirt run them, here or on another host. [`Probe`]
+//! decides from outside whether a guest is up.
 //!
 //! What must hold of every provider:
 //!

@@ -144,7 +144,8 @@ pub trait Provider: Send + Sync + fmt::Debug {
     }
 
     /// Begins to copy a disk of a running machine to a local file. When all is copied the machine moves
-    /// over to it without a stop. Asking again for the same target goes on with it, at the new speed.
+    /// over to it; the guest notices a pause of some tenths of a second at most. Asking again for the same
+    /// target goes on with it, at the new speed.
     ///
     /// # Errors
     ///

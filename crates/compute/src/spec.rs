@@ -56,7 +56,8 @@ pub struct MachineDisk {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum DiskAddress {
-    /// An export of an NBD server on the same machine.
+    /// An export of an NBD server on the same machine. A provider whose machines run elsewhere reaches the same
+    /// export over TLS, where its settings say.
     NbdUnix {
         /// The server's socket.
         socket: PathBuf,

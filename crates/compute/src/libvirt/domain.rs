@@ -85,8 +85,7 @@ pub(crate) fn domain(
     around: &Surroundings<'_>,
 ) -> Result<String, String> {
     let mut xml = Xml(Writer::new_with_indent(Vec::new(), b' ', 2));
-    let written = xml.domain(spec, disks, around).map_err(|error| error.to_string());
-    written?;
+    xml.domain(spec, disks, around).map_err(|error| error.to_string())?;
     String::from_utf8(xml.0.into_inner()).map_err(|error| error.to_string())
 }
 

@@ -64,7 +64,7 @@ impl Host {
                 return Ok(());
             }
         }
-        tracing::info!(%machine, "a guest goes on, whose disk gave no answer for a while");
+        tracing::debug!(%machine, "a guest goes on, whose disk gave no answer for a while");
         self.virsh.must(&["resume", &self.name_of(machine)]).await.map(drop)
     }
 }

@@ -16,7 +16,7 @@ use crate::error::ComputeError;
 use crate::hydration::HydrationTarget;
 use crate::network::Forward;
 use crate::provider::OffReason;
-use crate::spec::{DiskAddress, MachineDisk, MachineSpec};
+use crate::spec::{DiskAddress, DiskFormat, MachineDisk, MachineSpec};
 
 /// The socket on which QEMU takes commands.
 pub(crate) const QMP: &str = "qmp";
@@ -121,6 +121,15 @@ impl MachineDirectory {
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Where a copy of a disk is kept.
+    pub(crate) fn place_of_copy(&self, disk: DiskNumber, format: DiskFormat) -> PathBuf {
+        let ending = match format {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        };
+        self.file(&format!("disk-{disk}.{ending}"))
     }
 
     pub(crate) fn exists(&self) -> bool {

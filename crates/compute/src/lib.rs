@@ -19,6 +19,7 @@ mod error;
 mod forward;
 mod hydration;
 mod libvirt;
+mod machines;
 mod network;
 mod places;
 mod probe;

@@ -21,11 +21,10 @@ mod status;
 mod uri;
 mod virsh;
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -35,10 +34,11 @@ use tokio::sync::{Mutex, OnceCell};
 use tokio::task::JoinHandle;
 
 use crate::console;
-use crate::directory::{CONSOLE, MachineDirectory, MachineState, SCREEN};
+use crate::directory::{CONSOLE, MachineState, SCREEN};
 use crate::error::ComputeError;
 use crate::forward::{self, LIST_CONNECTIONS};
 use crate::hydration::{DiskHydration, HydrationTarget};
+use crate::machines::Machines;
 use crate::network::Forward;
 use crate::provider::{Capabilities, ConsoleText, MachineStatus, OffReason, Provider, Reached};
 use crate::qemu;
@@ -71,11 +71,8 @@ pub(crate) struct Host {
     settings: LibvirtSettings,
     virsh: Virsh,
     pool: Pool,
-    /// The directory of the machines' directories.
-    machines: PathBuf,
+    machines: Machines,
     found: OnceCell<Found>,
-    /// One operation at a time for each machine.
-    locks: std::sync::Mutex<HashMap<MachineId, Arc<Mutex<()>>>>,
     /// One start at a time counts memory and takes it.
     memory: Mutex<()>,
 }
@@ -91,17 +88,11 @@ impl LibvirtProvider {
     pub async fn open(settings: LibvirtSettings) -> Result<Self, ComputeError> {
         let uri =
             Uri::parse(&settings.uri).map_err(|why| ComputeError::Uri { uri: settings.uri.clone(), why })?;
-        let state = settings.state_directory.clone();
-        let machines = state.join("machines");
-        fs::create_dir_all(&machines).map_err(ComputeError::io("create", &machines))?;
-        fs::set_permissions(&state, Permissions::from_mode(0o700))
-            .map_err(ComputeError::io("protect", &state))?;
-        let lock = qemu::lock(&state)?;
-        let machines = fs::canonicalize(&machines).map_err(ComputeError::io("find", &machines))?;
+        let (machines, lock) = Machines::open(&settings.state_directory)?;
         let pool = pool(&settings, &uri)?;
         let virsh = Virsh::new(settings.program.clone(), uri);
-        let (found, memory, locks) = (OnceCell::new(), Mutex::new(()), std::sync::Mutex::default());
-        let host = Arc::new(Host { settings, virsh, pool, machines, found, locks, memory });
+        let (found, memory) = (OnceCell::new(), Mutex::new(()));
+        let host = Arc::new(Host { settings, virsh, pool, machines, found, memory });
         let resumer = tokio::spawn(resume::look_after_guests(Arc::clone(&host)));
         Ok(Self { host, resumer, _lock: lock })
     }
@@ -131,17 +122,8 @@ fn pool(settings: &LibvirtSettings, uri: &Uri) -> Result<Pool, ComputeError> {
 }
 
 impl Host {
-    fn directory(&self, machine: MachineId) -> MachineDirectory {
-        MachineDirectory::new(&self.machines, machine)
-    }
-
     fn name_of(&self, machine: MachineId) -> String {
         domain::name_of(self.settings.vault, machine)
-    }
-
-    fn lock_of(&self, machine: MachineId) -> Arc<Mutex<()>> {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(locks.entry(machine).or_default())
     }
 
     async fn found(&self) -> Result<&Found, ComputeError> {
@@ -160,17 +142,6 @@ impl Host {
         (uri.is_local && !uri.is_session).then_some(user)
     }
 
-    /// The machines of which the vault has a directory.
-    fn directories(&self) -> Result<Vec<MachineId>, ComputeError> {
-        let entries = fs::read_dir(&self.machines).map_err(ComputeError::io("list", &self.machines))?;
-        let mut machines = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(ComputeError::io("list", &self.machines))?;
-            machines.extend(entry.file_name().to_str().and_then(|name| name.parse::<MachineId>().ok()));
-        }
-        Ok(machines)
-    }
-
     /// The vault's machines in a list of names of domains.
     fn machines_among(&self, names: &str) -> Vec<MachineId> {
         let prefix = domain::prefix_of(self.settings.vault);
@@ -179,7 +150,7 @@ impl Host {
 
     /// The running machine, or why it is none.
     async fn live(&self, machine: MachineId) -> Result<(MachineState, Run), ComputeError> {
-        match self.observe(&self.directory(machine)).await? {
+        match self.observe(&self.machines.directory(machine)).await? {
             Observed::Live(state, run) => Ok((state, run)),
             Observed::Absent => Err(ComputeError::NoMachine { machine }),
             Observed::HalfMade => {
@@ -194,7 +165,7 @@ impl Host {
 
     /// Removes the directory on libvirt's host when no machine but this one may need it.
     async fn drop_pool_after(&self, machine: Option<MachineId>) -> Result<(), ComputeError> {
-        let others = || Ok(self.directories()?.into_iter().any(|other| Some(other) != machine));
+        let others = || Ok(self.machines.list()?.into_iter().any(|other| Some(other) != machine));
         self.pool.remove_if_empty(&self.virsh, others).await
     }
 
@@ -214,7 +185,7 @@ impl Host {
             _ => {}
         }
         self.pool.remove(&self.virsh, &format!("{name}.")).await?;
-        let directory = self.directory(machine);
+        let directory = self.machines.directory(machine);
         match directory.load() {
             Ok(state) => remove_copies(&state.map(|state| state.copies).unwrap_or_default())?,
             // What cannot be read must not keep the machine from going.
@@ -250,7 +221,7 @@ impl Host {
 
     async fn take_screenshot(&self, machine: MachineId) -> Result<Vec<u8>, ComputeError> {
         self.live(machine).await?;
-        let directory = self.directory(machine);
+        let directory = self.machines.directory(machine);
         let ask = ["screenshot", &self.name_of(machine), SCREEN];
         let answer = self.virsh.ask_in(directory.path(), &ask, ANSWER_LIMIT).await?;
         answer.map_err(|why| self.virsh.refused(&ask, why))?;
@@ -269,12 +240,7 @@ impl Provider for LibvirtProvider {
         disk: DiskNumber,
         format: DiskFormat,
     ) -> Result<PathBuf, ComputeError> {
-        let name = format.file_name(disk);
-        if self.host.virsh.uri().is_local {
-            return Ok(self.host.directory(machine).file(&name));
-        }
-        let domain = self.host.name_of(machine);
-        Ok(self.host.pool.path_of(&format!("{domain}.{name}")).into())
+        Ok(self.host.machines.directory(machine).place_of_copy(disk, format))
     }
 
     async fn capabilities(&self) -> Result<Capabilities, ComputeError> {
@@ -284,21 +250,21 @@ impl Provider for LibvirtProvider {
     }
 
     async fn start(&self, spec: &MachineSpec) -> Result<(), ComputeError> {
-        let lock = self.host.lock_of(spec.id);
+        let lock = self.host.machines.lock_of(spec.id);
         let _one_at_a_time = lock.lock().await;
         self.host.start_machine(spec).await
     }
 
     async fn status(&self, machine: MachineId) -> Result<MachineStatus, ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        Ok(self.host.observe(&self.host.directory(machine)).await?.into())
+        Ok(self.host.observe(&self.host.machines.directory(machine)).await?.into())
     }
 
     async fn console(&self, machine: MachineId, from: u64) -> Result<ConsoleText, ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.host.directory(machine);
+        let directory = self.host.machines.directory(machine);
         // A machine that the vault forgot has no directory until it is looked at.
         if !directory.exists() && matches!(self.host.observe(&directory).await?, Observed::Absent) {
             return Err(ComputeError::NoMachine { machine });
@@ -312,13 +278,13 @@ impl Provider for LibvirtProvider {
     }
 
     async fn screenshot(&self, machine: MachineId) -> Result<Vec<u8>, ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         self.host.take_screenshot(machine).await
     }
 
     async fn shut_down(&self, machine: MachineId) -> Result<(), ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         match self.host.live(machine).await {
             Ok(_) => {
@@ -331,9 +297,9 @@ impl Provider for LibvirtProvider {
     }
 
     async fn power_off(&self, machine: MachineId) -> Result<(), ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.host.directory(machine);
+        let directory = self.host.machines.directory(machine);
         if let Observed::Live(mut state, _) = self.host.observe(&directory).await? {
             self.host.take_power(machine).await?;
             state.off = None;
@@ -343,7 +309,7 @@ impl Provider for LibvirtProvider {
     }
 
     async fn remove(&self, machine: MachineId) -> Result<(), ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         self.host.remove_machine(machine).await
     }
@@ -351,7 +317,7 @@ impl Provider for LibvirtProvider {
     async fn machines(&self) -> Result<Vec<MachineId>, ComputeError> {
         let names = self.host.virsh.must(&["list", "--all", "--name"]).await?;
         let all: BTreeSet<_> =
-            self.host.machines_among(&names).into_iter().chain(self.host.directories()?).collect();
+            self.host.machines_among(&names).into_iter().chain(self.host.machines.list()?).collect();
         Ok(all.into_iter().collect())
     }
 
@@ -361,7 +327,7 @@ impl Provider for LibvirtProvider {
         guest_port: u16,
         limit: Duration,
     ) -> Result<Reached, ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         self.host.reach_guest(machine, guest_port, limit).await
     }
@@ -372,19 +338,19 @@ impl Provider for LibvirtProvider {
         disk: DiskNumber,
         target: &HydrationTarget,
     ) -> Result<(), ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         self.host.begin_copy(machine, disk, target).await
     }
 
     async fn hydration(&self, machine: MachineId) -> Result<Vec<DiskHydration>, ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         self.host.copies(machine).await
     }
 
     async fn cancel_hydration(&self, machine: MachineId, disk: DiskNumber) -> Result<(), ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         self.host.end_copy(machine, disk).await
     }

@@ -23,19 +23,15 @@ pub(crate) mod start;
 mod status;
 mod taps;
 
-use std::collections::HashMap;
-use std::fs::{self, File, Permissions};
-use std::io;
+use std::fs::File;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use lifeboat_model::{DiskNumber, MachineId, NetworkId};
 use qapi::qmp::{quit, system_powerdown};
-use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OnceCell};
 use tokio::task::JoinHandle;
 
@@ -43,6 +39,7 @@ use crate::console;
 use crate::directory::{CONSOLE, MachineDirectory};
 use crate::error::ComputeError;
 use crate::hydration::{DiskHydration, HydrationTarget};
+use crate::machines::Machines;
 use crate::provider::{Capabilities, ConsoleText, MachineStatus, OffReason, Provider, Reached};
 use crate::spec::{DiskFormat, Firmware, MachineSpec};
 
@@ -68,11 +65,9 @@ pub struct QemuProvider {
 #[derive(Debug)]
 pub(crate) struct Host {
     settings: QemuSettings,
-    machines: PathBuf,
+    machines: Machines,
     networks: Networks,
     found: OnceCell<Found>,
-    /// One operation at a time for each machine.
-    locks: std::sync::Mutex<HashMap<MachineId, Arc<Mutex<()>>>>,
     /// A start counts the memory of all processes and then makes one more: one start at a time does that.
     memory: Mutex<()>,
     hydrating: Hydrating,
@@ -86,17 +81,10 @@ impl QemuProvider {
     /// When another provider has it, or it cannot be used.
     pub async fn open(settings: QemuSettings) -> Result<Self, ComputeError> {
         let state = settings.state_directory.clone();
-        let machines = state.join("machines");
-        fs::create_dir_all(&machines).map_err(ComputeError::io("create", &machines))?;
-        fs::set_permissions(&state, Permissions::from_mode(0o700))
-            .map_err(ComputeError::io("protect", &state))?;
-        let lock = lock(&state)?;
-        // Processes are known by where they work, and the kernel names that without links and dots.
-        let machines = fs::canonicalize(&machines).map_err(ComputeError::io("find", &machines))?;
+        let (machines, lock) = Machines::open(&state)?;
         let networks = Networks::open(&state.join("networks"))?;
-        let locks = std::sync::Mutex::default();
         let (found, memory, hydrating) = (OnceCell::new(), Mutex::new(()), Hydrating::default());
-        let host = Arc::new(Host { settings, machines, networks, found, locks, memory, hydrating });
+        let host = Arc::new(Host { settings, machines, networks, found, memory, hydrating });
         // Nothing is being started yet: a network without a running machine was left by a crash.
         host.remove_unused_networks(Members::Running).await?;
         host.resume_hydration()?;
@@ -112,33 +100,13 @@ impl Drop for QemuProvider {
 }
 
 impl Host {
-    fn directory(&self, machine: MachineId) -> MachineDirectory {
-        MachineDirectory::new(&self.machines, machine)
-    }
-
-    fn list(&self) -> Result<Vec<MachineId>, ComputeError> {
-        let entries = fs::read_dir(&self.machines).map_err(ComputeError::io("list", &self.machines))?;
-        let mut machines = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(ComputeError::io("list", &self.machines))?;
-            machines.extend(entry.file_name().to_str().and_then(|name| name.parse::<MachineId>().ok()));
-        }
-        machines.sort_unstable();
-        Ok(machines)
-    }
-
-    fn lock_of(&self, machine: MachineId) -> Arc<Mutex<()>> {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(locks.entry(machine).or_default())
-    }
-
     async fn found(&self) -> Result<&Found, ComputeError> {
         self.found.get_or_try_init(|| acceleration::find_out(&self.settings)).await
     }
 
     /// The running machine, or why it is none.
     async fn live(&self, machine: MachineId) -> Result<Live, ComputeError> {
-        match self.observe(&self.directory(machine)).await? {
+        match self.observe(&self.machines.directory(machine)).await? {
             Observed::Live(live) => Ok(live),
             Observed::Absent => Err(ComputeError::NoMachine { machine }),
             Observed::HalfMade => {
@@ -188,22 +156,22 @@ impl Provider for QemuProvider {
     }
 
     async fn start(&self, spec: &MachineSpec) -> Result<(), ComputeError> {
-        let lock = self.host.lock_of(spec.id);
+        let lock = self.host.machines.lock_of(spec.id);
         let _one_at_a_time = lock.lock().await;
         self.host.start_machine(spec).await
     }
 
     async fn status(&self, machine: MachineId) -> Result<MachineStatus, ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.host.directory(machine);
+        let directory = self.host.machines.directory(machine);
         let observed = self.host.observe(&directory).await?;
         console::trim(&directory.file(CONSOLE)).map_err(ComputeError::io("trim", directory.file(CONSOLE)))?;
         Ok(observed.into())
     }
 
     async fn console(&self, machine: MachineId, from: u64) -> Result<ConsoleText, ComputeError> {
-        let directory = self.host.directory(machine);
+        let directory = self.host.machines.directory(machine);
         if !directory.exists() {
             return Err(ComputeError::NoMachine { machine });
         }
@@ -212,14 +180,14 @@ impl Provider for QemuProvider {
     }
 
     async fn screenshot(&self, machine: MachineId) -> Result<Vec<u8>, ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         let live = self.host.live(machine).await?;
-        screen::take(&self.host.directory(machine), &live.qmp).await
+        screen::take(&self.host.machines.directory(machine), &live.qmp).await
     }
 
     async fn shut_down(&self, machine: MachineId) -> Result<(), ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         match self.host.live(machine).await {
             Ok(live) => live.qmp.ask(system_powerdown {}).await.map(drop),
@@ -229,9 +197,9 @@ impl Provider for QemuProvider {
     }
 
     async fn power_off(&self, machine: MachineId) -> Result<(), ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.host.directory(machine);
+        let directory = self.host.machines.directory(machine);
         if !directory.exists() {
             return Ok(());
         }
@@ -246,9 +214,9 @@ impl Provider for QemuProvider {
     }
 
     async fn remove(&self, machine: MachineId) -> Result<(), ComputeError> {
-        let lock = self.host.lock_of(machine);
+        let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.host.directory(machine);
+        let directory = self.host.machines.directory(machine);
         self.host.end_process(&directory, Duration::from_secs(5)).await?;
         match directory.load() {
             Ok(state) => mirror::remove_copies(&state.map(|state| state.copies).unwrap_or_default())?,
@@ -260,7 +228,7 @@ impl Provider for QemuProvider {
     }
 
     async fn machines(&self) -> Result<Vec<MachineId>, ComputeError> {
-        self.host.list()
+        self.host.machines.list()
     }
 
     async fn reach(
@@ -278,11 +246,11 @@ impl Provider for QemuProvider {
         disk: DiskNumber,
         format: DiskFormat,
     ) -> Result<PathBuf, ComputeError> {
-        Ok(self.host.directory(machine).file(&format.file_name(disk)))
+        Ok(self.host.machines.directory(machine).place_of_copy(disk, format))
     }
 
     async fn address(&self, machine: MachineId) -> Result<Option<Ipv4Addr>, ComputeError> {
-        match self.host.directory(machine).load()? {
+        match self.host.machines.directory(machine).load()? {
             Some(state) => Ok(self.host.guest_address(&state.spec)),
             None => Err(ComputeError::NoMachine { machine }),
         }
@@ -307,16 +275,5 @@ impl Provider for QemuProvider {
 
     async fn cancel_hydration(&self, machine: MachineId, disk: DiskNumber) -> Result<(), ComputeError> {
         self.host.cancel_hydration(machine, disk).await
-    }
-}
-
-pub(crate) fn lock(state: &Path) -> Result<File, ComputeError> {
-    let path = state.join("lock");
-    let file =
-        File::options().create(true).append(true).open(&path).map_err(ComputeError::io("open", &path))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ComputeError::InUse { path: state.to_owned() }),
-        Err(errno) => Err(ComputeError::io("lock", path)(io::Error::from(errno))),
     }
 }

@@ -95,17 +95,6 @@ pub enum DiskBus {
     Nvme,
 }
 
-impl DiskFormat {
-    /// What the file of a disk's copy is called.
-    pub(crate) fn file_name(self, disk: DiskNumber) -> String {
-        let ending = match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        };
-        format!("disk-{disk}.{ending}")
-    }
-}
-
 impl MachineSpec {
     /// One clause that says what is wrong with it, if something is.
     pub(crate) fn check(&self) -> Result<(), String> {

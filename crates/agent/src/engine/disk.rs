@@ -392,7 +392,7 @@ impl Engine {
         disk.link = Link::Known;
         self.save_needed = true;
         if was_other {
-            self.tell(Notice {
+            self.out.push_back(Action::Tell(Notice {
                 severity: Severity::Critical,
                 code: "other_agent",
                 disk: Some(number),
@@ -403,12 +403,8 @@ impl Engine {
                 next_step: "The disk is compared. If this server was copied or restored elsewhere, stop the agent there \
                             and give that machine a certificate of its own."
                     .into(),
-            });
+            }));
         }
-        let (Some(disk), Some(record)) = (self.disks.get_mut(&number), self.record.disks.get_mut(&number))
-        else {
-            return;
-        };
         match decision {
             Decision::GoOn => {}
             Decision::CopyAll => {

@@ -41,7 +41,7 @@ pub(super) enum Flow {
 }
 
 /// What a round is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Purpose {
     pub way: Option<Way>,
     /// The command that asked for it.
@@ -52,12 +52,6 @@ pub(super) struct Purpose {
     pub collect: bool,
     /// It shows whether anything was written after the last point of a server that stands down.
     pub check: bool,
-}
-
-impl Purpose {
-    const fn without_collecting(self) -> Self {
-        Self { collect: false, ..self }
-    }
 }
 
 /// A point on its way to the process server.
@@ -203,7 +197,7 @@ impl Engine {
         let collect = self.compare_waits_for_point();
         let purpose = |way, asked, filesystem| Purpose { way, asked, filesystem, collect, check: false };
         if self.stand_down_wants_check() {
-            return Some(Purpose { way: None, asked: None, filesystem: false, collect: false, check: true });
+            return Some(Purpose { check: true, ..Purpose::default() });
         }
         if self.is_at_rest() {
             return None;
@@ -219,7 +213,7 @@ impl Engine {
             return Some(purpose(Some(self.crash_way()), None, false));
         }
         if self.compare_wants_round() || (!points && self.schedule.is_due(now)) {
-            return Some(purpose(None, None, false).without_collecting());
+            return Some(Purpose::default());
         }
         None
     }

@@ -147,11 +147,10 @@ impl Engine {
             return self.schedule.asked.push_front((request, PointKind::Crash));
         }
         let changed = done.writes.iter().find(|(disk, writes)| stand_down.writes.get(disk) != Some(*writes));
-        let disk = changed.map_or_else(String::new, |(disk, _)| format!(" disk {disk}"));
+        let disk = changed.map_or_else(|| "a disk".to_owned(), |(disk, _)| format!("disk {disk}"));
         let message = format!(
             "The server does not stand down: although its services were stopped and its file systems held, \
-             something goes on writing to{}. Add what writes past the file systems to planned_failover.stop.",
-            if disk.is_empty() { " a disk" } else { &disk }
+             something goes on writing to {disk}. Add what writes past the file systems to planned_failover.stop."
         );
         self.finish_request(request, Outcome::Failed { message });
     }

@@ -40,7 +40,7 @@ impl Host {
             );
             return Err(ComputeError::NotSupported { machine, why });
         }
-        let directory = self.directory(machine);
+        let directory = self.machines.directory(machine);
         let (mut state, _) = self.live(machine).await?;
         self.advance(&directory, &mut state).await?;
         let name = self.name_of(machine);
@@ -75,7 +75,7 @@ impl Host {
     }
 
     pub(crate) async fn copies(&self, machine: MachineId) -> Result<Vec<DiskHydration>, ComputeError> {
-        let (state, has_power) = match self.observe(&self.directory(machine)).await? {
+        let (state, has_power) = match self.observe(&self.machines.directory(machine)).await? {
             Observed::Absent => return Err(ComputeError::NoMachine { machine }),
             Observed::HalfMade => return Ok(Vec::new()),
             Observed::Off(state) => (state, false),
@@ -100,7 +100,7 @@ impl Host {
 
     /// The caller holds the machine's lock.
     pub(crate) async fn end_copy(&self, machine: MachineId, disk: DiskNumber) -> Result<(), ComputeError> {
-        let directory = self.directory(machine);
+        let directory = self.machines.directory(machine);
         let (mut state, has_power) = match self.observe(&directory).await? {
             Observed::Absent | Observed::HalfMade => return Ok(()),
             Observed::Off(state) => (state, false),
@@ -130,8 +130,8 @@ impl Host {
 
     /// Looks after the copies of all machines.
     pub(crate) async fn look_after_copies(&self) -> Result<(), ComputeError> {
-        for machine in self.directories()? {
-            let directory = self.directory(machine);
+        for machine in self.machines.list()? {
+            let directory = self.machines.directory(machine);
             let needs_care = |state: &MachineState| {
                 state.held || state.copies.iter().any(|copy| copy.stage == Stage::Copying)
             };
@@ -139,7 +139,7 @@ impl Host {
             if !matches!(directory.load(), Ok(Some(state)) if needs_care(&state)) {
                 continue;
             }
-            let lock = self.lock_of(machine);
+            let lock = self.machines.lock_of(machine);
             let _one_at_a_time = lock.lock().await;
             if let Observed::Live(mut state, _) = self.observe(&directory).await? {
                 self.advance(&directory, &mut state).await?;

@@ -42,7 +42,7 @@ pub(crate) async fn look_after_guests(host: Arc<Host>) {
 
 impl Host {
     async fn look_for_stopped(&self) -> Result<(), ComputeError> {
-        if self.directories()?.is_empty() {
+        if self.machines.list()?.is_empty() {
             return Ok(());
         }
         let paused = self.virsh.must(&["list", "--state-paused", "--name"]).await?;
@@ -53,9 +53,9 @@ impl Host {
     }
 
     async fn resume_if_stopped(&self, machine: MachineId) -> Result<(), ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.directory(machine);
+        let directory = self.machines.directory(machine);
         let Observed::Live(state, Run::WaitsForDisk) = self.observe(&directory).await? else { return Ok(()) };
         for disk in state.disks() {
             if let DiskAddress::NbdUnix { socket, .. } = disk.source

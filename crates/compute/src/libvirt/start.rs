@@ -29,7 +29,7 @@ impl Host {
     pub(crate) async fn start_machine(&self, spec: &MachineSpec) -> Result<(), ComputeError> {
         let machine = spec.id;
         spec.check().map_err(|why| ComputeError::Spec { machine, why })?;
-        let directory = self.directory(machine);
+        let directory = self.machines.directory(machine);
         let copies = match self.observe(&directory).await? {
             Observed::Live(state, run) => return self.go_on(&directory, state, &run, spec).await,
             Observed::Absent | Observed::HalfMade => Vec::new(),

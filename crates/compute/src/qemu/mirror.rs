@@ -90,9 +90,9 @@ pub(crate) async fn move_machines(host: Arc<Host>) {
 impl Host {
     /// Looks after copies that an earlier provider began.
     pub(crate) fn resume_hydration(&self) -> Result<(), ComputeError> {
-        for machine in self.list()? {
+        for machine in self.machines.list()? {
             // Whoever asks for the machine learns that what is stored about it is damaged.
-            if let Ok(Some(state)) = self.directory(machine).load()
+            if let Ok(Some(state)) = self.machines.directory(machine).load()
                 && !state.copies.is_empty()
             {
                 self.hydrating.add(machine);
@@ -103,9 +103,9 @@ impl Host {
 
     /// Brings the copies of a machine on. Whether there is more to do.
     async fn look_after(&self, machine: MachineId) -> Result<bool, ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.directory(machine);
+        let directory = self.machines.directory(machine);
         let Observed::Live(mut live) = self.observe(&directory).await? else { return Ok(false) };
         advance(&directory, &mut live).await
     }
@@ -116,9 +116,9 @@ impl Host {
         disk: DiskNumber,
         target: &HydrationTarget,
     ) -> Result<(), ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.directory(machine);
+        let directory = self.machines.directory(machine);
         let mut live = self.live(machine).await?;
         advance(&directory, &mut live).await?;
         let spec = match asked(&live.state, disk, target)? {
@@ -150,9 +150,9 @@ impl Host {
     }
 
     pub(crate) async fn hydration(&self, machine: MachineId) -> Result<Vec<DiskHydration>, ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let (state, jobs) = match self.observe(&self.directory(machine)).await? {
+        let (state, jobs) = match self.observe(&self.machines.directory(machine)).await? {
             Observed::Absent => return Err(ComputeError::NoMachine { machine }),
             Observed::HalfMade => return Ok(Vec::new()),
             Observed::Off(state) => (state, Vec::new()),
@@ -181,9 +181,9 @@ impl Host {
         machine: MachineId,
         disk: DiskNumber,
     ) -> Result<(), ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
-        let directory = self.directory(machine);
+        let directory = self.machines.directory(machine);
         let (mut state, qmp) = match self.observe(&directory).await? {
             Observed::Absent | Observed::HalfMade => return Ok(()),
             Observed::Off(state) => (state, None),

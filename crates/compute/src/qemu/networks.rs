@@ -185,8 +185,8 @@ impl Host {
     /// The states of the machines that count as being in their networks; none when one cannot be read.
     fn states(&self, members: Members) -> Result<Option<Vec<MachineState>>, ComputeError> {
         let mut states = Vec::new();
-        for machine in self.list()? {
-            let directory = self.directory(machine);
+        for machine in self.machines.list()? {
+            let directory = self.machines.directory(machine);
             let state = match directory.load() {
                 Ok(Some(state)) => state,
                 Ok(None) => continue,

@@ -42,7 +42,7 @@ impl Host {
         machine: MachineId,
         guest_port: u16,
     ) -> Result<Result<u16, MachineSpec>, ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         let state = self.live(machine).await?.state;
         Ok(forward::host_port(&state.forwards, guest_port).ok_or(state.spec))
@@ -50,7 +50,7 @@ impl Host {
 
     /// The connections of its user network. Between two looks others may speak to the machine.
     async fn connections(&self, machine: MachineId) -> Result<String, ComputeError> {
-        let lock = self.lock_of(machine);
+        let lock = self.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         let live = self.live(machine).await?;
         let command_line = LIST_CONNECTIONS.to_owned();

@@ -34,7 +34,7 @@ impl Host {
     pub(crate) async fn start_machine(&self, spec: &MachineSpec) -> Result<(), ComputeError> {
         let machine = spec.id;
         spec.check().map_err(|why| ComputeError::Spec { machine, why })?;
-        let directory = self.directory(machine);
+        let directory = self.machines.directory(machine);
         let copies = match self.observe(&directory).await? {
             Observed::Live(live) => return self.go_on(&directory, live, spec).await,
             Observed::Absent | Observed::HalfMade => Vec::new(),
@@ -214,12 +214,14 @@ impl Host {
                 ComputeError::io("find MemAvailable in", meminfo)(io::ErrorKind::NotFound.into())
             })?;
         let mut promised_mib = 0;
-        for entry in fs::read_dir(&self.machines).map_err(ComputeError::io("list", &self.machines))?.flatten()
+        for entry in fs::read_dir(self.machines.path())
+            .map_err(ComputeError::io("list", self.machines.path()))?
+            .flatten()
         {
             let Some(machine) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            let directory = self.directory(machine);
+            let directory = self.machines.directory(machine);
             let Ok(Some(state)) = directory.load() else { continue };
             if let Some(process) = Process::find(&directory)? {
                 let resident_mib = process.resident_bytes().unwrap_or(0) >> 20;

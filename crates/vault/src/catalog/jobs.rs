@@ -1,7 +1,7 @@
 //! Jobs and their steps. What they mean is in [`crate::jobs`].
 
 use jiff::Timestamp;
-use lifeboat_api::{DrillReport, JobKind, JobState, StepState};
+use lifeboat_api::{DrillReport, JobState, StepState};
 use lifeboat_model::{JobId, ServerId};
 use sqlx::query;
 
@@ -9,6 +9,9 @@ use super::CatalogError;
 use super::database::{Catalog, Connection, DatabaseRow};
 use super::row::{RowValues, json_text, time_ns};
 use crate::jobs::{JobRequest, Step, Work};
+
+/// How the stored request of a drill begins: its kind stands first.
+const DRILL: &str = r#"{"kind":"drill""#;
 
 /// A job.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,22 +171,20 @@ impl Catalog {
         self.job_rows(&self.all(statement).await?).await
     }
 
-    /// The newest job of a server with a report, but for one.
+    /// The newest drill of a server with a report, but for one.
     ///
     /// # Errors
     /// When the catalog fails.
-    pub async fn newest_report(
-        &self,
-        server: ServerId,
-        but: Option<JobId>,
-    ) -> Result<Option<JobRow>, CatalogError> {
+    pub async fn newest_report(&self, server: ServerId, but: JobId) -> Result<Option<JobRow>, CatalogError> {
         let statement = query(select_jobs!(
-            "WHERE server = $1 AND report IS NOT NULL AND id <> $2 ORDER BY number DESC LIMIT 20"
+            "WHERE server = $1 AND report IS NOT NULL AND id <> $2 AND substr(request, 1, $3) = $4 \
+             ORDER BY number DESC LIMIT 1"
         ))
         .bind(server.to_string())
-        .bind(but.map_or_else(String::new, |job| job.to_string()));
-        let jobs = self.job_rows(&self.all(statement).await?).await?;
-        Ok(jobs.into_iter().find(|job| job.request.kind() == JobKind::Drill))
+        .bind(but.to_string())
+        .bind(i64::try_from(DRILL.len()).unwrap_or(i64::MAX))
+        .bind(DRILL);
+        Ok(self.job_rows(&self.all(statement).await?).await?.pop())
     }
 
     /// The newest drill of a server that has come to an end by itself.
@@ -191,8 +192,6 @@ impl Catalog {
     /// # Errors
     /// When the catalog fails.
     pub async fn newest_drill(&self, server: ServerId) -> Result<Option<JobRow>, CatalogError> {
-        // The kind stands first in what was asked for.
-        const DRILL: &str = r#"{"kind":"drill""#;
         let statement = query(select_jobs!(
             "WHERE server = $1 AND state IN ('done', 'failed') AND substr(request, 1, $2) = $3 \
              ORDER BY number DESC LIMIT 1"
@@ -200,10 +199,7 @@ impl Catalog {
         .bind(server.to_string())
         .bind(i64::try_from(DRILL.len()).unwrap_or(i64::MAX))
         .bind(DRILL);
-        match self.optional(statement).await? {
-            Some(row) => Ok(Some(self.job_row(&row).await?)),
-            None => Ok(None),
-        }
+        Ok(self.job_rows(&self.all(statement).await?).await?.pop())
     }
 
     /// Jobs that have not ended, oldest first.

@@ -1,10 +1,9 @@
 //! Copying the disks of a machine that took over to the recovery site's own storage, while it runs.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lifeboat_compute::{DiskHydration, HydrationState, HydrationTarget};
-use lifeboat_model::{DiskNumber, MachineId};
+use lifeboat_model::DiskNumber;
 
 use super::{JobError, JobRequest, Jobs};
 use crate::catalog::JobRow;
@@ -20,12 +19,11 @@ impl Jobs {
     pub(super) async fn copy_disks(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {
         let JobRequest::Hydrate { format, bytes_per_second } = job.request else { return Ok(None) };
         let recovery = self.vault.catalog().recovery(job.server).await?.ok_or_else(no_machine)?;
-        let sizes: BTreeMap<DiskNumber, u64> =
-            recovery.spec.disks.iter().map(|disk| (disk.number, disk.bytes)).collect();
-        for disk in sizes.keys() {
-            let path = self.provider.place_of_copy(recovery.machine, *disk, format)?;
+        let disks = &recovery.spec.disks;
+        for disk in disks {
+            let path = self.provider.place_of_copy(recovery.machine, disk.number, format)?;
             let target = HydrationTarget { path, format, bytes_per_second };
-            self.provider.hydrate(recovery.machine, *disk, &target).await?;
+            self.provider.hydrate(recovery.machine, disk.number, &target).await?;
         }
         for look in 0_u32.. {
             let copies = self.provider.hydration(recovery.machine).await?;
@@ -35,7 +33,7 @@ impl Jobs {
                 )));
             }
             let local = copies.iter().filter(|copy| copy.state == HydrationState::Local).count();
-            if local == sizes.len() {
+            if local == disks.len() {
                 break;
             }
             if look.is_multiple_of(LOOKS_PER_NOTE) {
@@ -44,14 +42,13 @@ impl Jobs {
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        job.work.copied_bytes = sizes.values().sum();
-        Ok(Some(format!("the machine runs on copies of {} disks", sizes.len())))
+        Ok(Some(format!("the machine runs on copies of {} disks", disks.len())))
     }
 
     /// Lets the machine go on with its volume, as far as it has not moved already.
     pub(super) async fn end_copies(&self, job: &JobRow) -> Result<(), JobError> {
         let Some(recovery) = self.vault.catalog().recovery(job.server).await? else { return Ok(()) };
-        for copy in self.copies_of(recovery.machine).await? {
+        for copy in self.provider.hydration(recovery.machine).await? {
             if copy.state != HydrationState::Local {
                 self.provider.cancel_hydration(recovery.machine, copy.disk).await?;
             }
@@ -65,10 +62,6 @@ impl Jobs {
             self.volumes.close_as(volume).await?;
         }
         Ok(None)
-    }
-
-    async fn copies_of(&self, machine: MachineId) -> Result<Vec<DiskHydration>, JobError> {
-        Ok(self.provider.hydration(machine).await?)
     }
 }
 

@@ -124,9 +124,6 @@ pub struct Work {
     /// What shows that no write was lost; one sentence.
     #[serde(default)]
     pub nothing_lost: Option<String>,
-    /// Bytes of disk that were copied to this site.
-    #[serde(default)]
-    pub copied_bytes: u64,
 }
 
 /// Whether a machine came up.
@@ -158,7 +155,6 @@ impl Work {
             first_instruction: None,
             verdict: None,
             nothing_lost: None,
-            copied_bytes: 0,
         })
     }
 }

@@ -1,13 +1,16 @@
-//! The source's part in a planned failover.
+//! The source's part in a failover: its last point, and in a planned one that it stands down.
 
 use std::time::Duration;
 
 use lifeboat_api::{Protection, Request, RequestState};
+use lifeboat_model::PointKind;
 use lifeboat_wire::agent::CommandKind;
 
 use super::{JobError, Jobs};
 use crate::catalog::JobRow;
 
+/// How long the source may take for its last point.
+const LAST_POINT_WITHIN: Duration = Duration::from_secs(30);
 /// How long the source may take to stop its services and give its last point. Its own settings bound
 /// the commands that it runs.
 const STAND_DOWN_WITHIN: Duration = Duration::from_secs(20 * 60);
@@ -17,9 +20,25 @@ const STAND_UP_WITHIN: Duration = Duration::from_secs(6 * 60);
 const RETIRE_WITHIN: Duration = Duration::from_secs(20);
 
 impl Jobs {
+    /// The source may be gone: without its point the newest one that is stored has to do.
+    pub(super) async fn last_point(&self, job: &JobRow) -> Result<Option<String>, JobError> {
+        let without = |why: &str| Ok(Some(format!("{why}; the newest point that is stored is used")));
+        if self.source_is_away(job).await? {
+            return without("the source does not answer");
+        }
+        let take = CommandKind::TakePoint { kind: PointKind::Crash };
+        let request = self.ask_source(job, take, LAST_POINT_WITHIN).await?;
+        match (request.state, request.point) {
+            (RequestState::Done, Some(point)) => Ok(Some(format!("the source has given point {point}"))),
+            (RequestState::Failed, _) => without(
+                request.message.as_deref().unwrap_or("the source could not take one").trim_end_matches('.'),
+            ),
+            _ => without(&format!("the source gave none within {} s", LAST_POINT_WITHIN.as_secs())),
+        }
+    }
+
     pub(super) async fn stand_down(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {
-        let state = self.vault.server(job.server, (self.clock)()).await?.state;
-        if state == Protection::Disconnected {
+        if self.source_is_away(job).await? {
             return Err(JobError::Source(
                 "the source does not answer, so its last write cannot be sent; if it is lost, use `lifeboat failover run`"
                     .to_owned(),
@@ -65,6 +84,10 @@ impl Jobs {
             RequestState::Failed => request.message.unwrap_or_default(),
             RequestState::Running => "the source has not answered; it is told when it is reached".to_owned(),
         }))
+    }
+
+    async fn source_is_away(&self, job: &JobRow) -> Result<bool, JobError> {
+        Ok(self.vault.server(job.server, (self.clock)()).await?.state == Protection::Disconnected)
     }
 
     async fn ask_source(

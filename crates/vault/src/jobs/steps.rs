@@ -1,16 +1,13 @@
 //! What each step of a job does, and how it is undone. Every one can be done twice: what is there
 //! already is used, what is gone already is no error.
 
-use std::time::Duration;
-
 use base64::Engine as _;
 use jiff::Timestamp;
-use lifeboat_api::{DrillReport, MachinePurpose, RequestState};
+use lifeboat_api::{DrillReport, MachinePurpose};
 use lifeboat_compute::{
     Acceleration, Capabilities, CopyIdentity, DiskAddress, MachineDisk, MachineSpec, MachineStatus, Purpose,
 };
 use lifeboat_model::{MachineId, PointKind, ServerId, VolumeId};
-use lifeboat_wire::agent::CommandKind;
 use tokio::sync::watch;
 
 use super::request::Verdict;
@@ -20,8 +17,6 @@ use crate::catalog::{JobRow, RecoveryRow};
 use crate::error::VaultError;
 use crate::target::{self, Derived};
 
-/// How long the source may take for its last point.
-const LAST_POINT_WITHIN: Duration = Duration::from_secs(30);
 /// Bytes of the console that a report has.
 const CONSOLE_BYTES: usize = 8 << 10;
 
@@ -120,26 +115,6 @@ impl Jobs {
             | Step::CloseVolume
             | Step::Retire
             | Step::Commit => Ok(()),
-        }
-    }
-
-    /// The source may be gone: without its point the newest one that is stored has to do.
-    async fn last_point(&self, job: &JobRow) -> Result<Option<String>, JobError> {
-        let now = (self.clock)();
-        let without = |why: &str| Ok(Some(format!("{why}; the newest point that is stored is used")));
-        let state = self.vault.server(job.server, now).await?.state;
-        if state == lifeboat_api::Protection::Disconnected {
-            return without("the source does not answer");
-        }
-        let asked =
-            self.vault.ask(job.server, CommandKind::TakePoint { kind: PointKind::Crash }, now).await?;
-        let request = self.vault.request_within(&asked.id, LAST_POINT_WITHIN).await?;
-        match (request.state, request.point) {
-            (RequestState::Done, Some(point)) => Ok(Some(format!("the source has given point {point}"))),
-            (RequestState::Failed, _) => without(
-                request.message.as_deref().unwrap_or("the source could not take one").trim_end_matches('.'),
-            ),
-            _ => without(&format!("the source gave none within {} s", LAST_POINT_WITHIN.as_secs())),
         }
     }
 

@@ -324,7 +324,7 @@ impl Vault {
         server: ServerId,
         but: JobId,
     ) -> Result<Option<api::PreviousDrill>, VaultError> {
-        Ok(self.catalog.newest_report(server, Some(but)).await?.map(in_short))
+        Ok(self.catalog.newest_report(server, but).await?.map(in_short))
     }
 
     /// The newest drill of a server that has ended, whether or not it came to a report.

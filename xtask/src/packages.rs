@@ -57,6 +57,7 @@ pub const ALL: &[&str] = &[
     "grub-pc-bin",
     "grub-efi-amd64-bin",
     "fdisk",
+    "lvm2",
     "dosfstools",
     "mtools",
     "openssh-client",

@@ -1,12 +1,13 @@
 #!/bin/sh
-# Makes the disk of a Debian 12 server: debian.sh bios|uefi IMAGE
+# Makes the disk of a Debian 12 server: debian.sh bios|lvm|uefi IMAGE
 #
-# bios: MBR partition table, GRUB in the MBR and the gap behind it. uefi: GPT, GRUB on an EFI system
-# partition. Root is one ext4 file system. PostgreSQL 15, SSH and a login on the serial console run.
+# bios: MBR partition table, GRUB in the MBR and the gap behind it. lvm: the same, with root on a logical
+# volume. uefi: GPT, GRUB on an EFI system partition. Root is one ext4 file system. PostgreSQL 15, SSH and a login on the serial console run.
 # What makes one server differ from another (keys, machine id) is not here: see `server_disk.rs`.
 #
-# The kernel that runs this may know no partitions and no vfat: the root partition is a loop device
-# at its offset, the EFI system partition is written by mtools.
+# The kernel that runs this may know no partitions, no vfat and no device mapper: the root partition is a
+# loop device at its offset, the EFI system partition is written by mtools, and the only logical volume has
+# all of its extents in a row.
 set -eu
 
 layout=$1
@@ -17,6 +18,8 @@ packages=systemd-sysv,udev,dbus,kmod,iproute2,initramfs-tools,zstd,linux-image-a
 openssh-server,postgresql-15,netbase,ca-certificates
 root_uuid=6c696665-626f-4174-8000-736f75726365
 modules='ext2 search search_fs_uuid linux normal configfile echo test serial terminal'
+# Where the boot loader finds root, and where the kernel does.
+kernel_root=UUID=$root_uuid
 
 work=$(mktemp -d)
 root=$work/root
@@ -32,6 +35,11 @@ trap finish EXIT
 trap 'exit 1' INT TERM HUP
 mkdir "$root"
 
+# Commands of LVM that touch this disk alone, and leave nothing in /etc/lvm.
+offline() {
+    lvm "$@" --driverloaded=n --devices="$loop" --config='backup { backup=0 archive=0 }'
+}
+
 # --- The partition table.
 rm -f "$image"
 truncate --size="${disk_mib}M" "$image"
@@ -42,6 +50,24 @@ bios)
 label-id: 0x6c696665
 start=1MiB, type=83, bootable" | sfdisk --quiet "$image"
     ;;
+lvm)
+    # The first extent lies 1 MiB behind the beginning of the partition.
+    root_mib=2
+    packages=$packages,lvm2
+    modules="lvm $modules"
+    kernel_root=/dev/mapper/source-root
+    echo "label: dos
+label-id: 0x6c696665
+start=1MiB, type=8e, bootable" | sfdisk --quiet "$image"
+    loop=$(losetup --find --show --offset=1MiB "$image")
+    for command in 'pvcreate --quiet' 'vgcreate --quiet source'; do
+        # shellcheck disable=SC2086
+        offline $command "$loop"
+    done
+    offline lvcreate --quiet --activate=n --zero=n --wipesignatures=n --extents=100%FREE --name=root source
+    losetup --detach "$loop"
+    loop=
+    ;;
 uefi)
     root_mib=17
     echo "label: gpt
@@ -49,13 +75,15 @@ start=1MiB, size=16MiB, type=uefi, name=ESP
 start=17MiB, size=$((disk_mib - 18))MiB, type=linux, name=root" | sfdisk --quiet "$image"
     ;;
 *)
-    echo "debian.sh: the layouts are bios and uefi, not $layout" >&2
+    echo "debian.sh: the layouts are bios, lvm and uefi, not $layout" >&2
     exit 2
     ;;
 esac
 
-# --- The root file system. The end of a GPT disk belongs to the second copy of its table.
-loop=$(losetup --find --show --offset=$((root_mib << 20)) --sizelimit=$((disk_mib - root_mib - 1 << 20)) "$image")
+# --- The root file system. The end of a GPT disk belongs to the second copy of its table; the end of a
+# volume group that is no whole extent to nobody.
+root_size_mib=$(((disk_mib - root_mib - 1) / 4 * 4))
+loop=$(losetup --find --show --offset=$((root_mib << 20)) --sizelimit=$((root_size_mib << 20)) "$image")
 mkfs.ext4 -q -U "$root_uuid" -L root -E lazy_itable_init=0,lazy_journal_init=0 "$loop"
 mount "$loop" "$root"
 
@@ -81,7 +109,7 @@ rm -rf "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/
 echo source > "$root/etc/hostname"
 rm -f "$root/etc/resolv.conf"
 printf '127.0.0.1 localhost\n127.0.1.1 source\n' > "$root/etc/hosts"
-echo "UUID=$root_uuid / ext4 errors=remount-ro 0 1" > "$root/etc/fstab"
+echo "$kernel_root / ext4 errors=remount-ro 0 1" > "$root/etc/fstab"
 cat > "$root/etc/systemd/network/wired.network" <<'END'
 [Match]
 Name=en*
@@ -110,7 +138,7 @@ terminal_output serial console
 set timeout=0
 menuentry 'Debian GNU/Linux' {
     search --no-floppy --fs-uuid --set=root $root_uuid
-    linux /vmlinuz root=UUID=$root_uuid ro console=tty0 console=ttyS0,115200
+    linux /vmlinuz root=$kernel_root ro console=tty0 console=ttyS0,115200
     initrd /initrd.img
 }
 END
@@ -129,7 +157,7 @@ into_image() {
     dd of="$image" bs=1 conv=notrunc status=none "$@"
 }
 case $layout in
-bios)
+bios | lvm)
     # shellcheck disable=SC2086 # A list of words.
     grub-mkimage --format=i386-pc --prefix=/boot/grub --config="$embedded" --output="$work/core.img" \
         biosdisk part_msdos $modules

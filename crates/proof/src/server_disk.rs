@@ -24,6 +24,8 @@ const CACHE: &str = "/var/cache/lifeboat/images";
 pub enum DiskLayout {
     /// MBR partition table, GRUB in the MBR.
     Bios,
+    /// The same, with root on a logical volume.
+    Lvm,
     /// GPT, GRUB on an EFI system partition.
     Uefi,
 }
@@ -47,6 +49,7 @@ impl DiskLayout {
     fn word(self) -> &'static str {
         match self {
             Self::Bios => "bios",
+            Self::Lvm => "lvm",
             Self::Uefi => "uefi",
         }
     }
@@ -55,6 +58,7 @@ impl DiskLayout {
     fn root_offset(self) -> u64 {
         match self {
             Self::Bios => 1 << 20,
+            Self::Lvm => 2 << 20,
             Self::Uefi => 17 << 20,
         }
     }

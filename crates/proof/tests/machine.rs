@@ -21,6 +21,11 @@ fn a_server_with_a_master_boot_record_goes_the_whole_way() {
 }
 
 #[test]
+fn a_server_with_root_on_a_logical_volume_goes_the_whole_way() {
+    goes_the_whole_way(DiskLayout::Lvm);
+}
+
+#[test]
 fn a_server_with_uefi_goes_the_whole_way() {
     goes_the_whole_way(DiskLayout::Uefi);
 }

@@ -59,45 +59,52 @@ pub(crate) fn host_port(forwards: &[Forward], guest_port: u16) -> Option<u16> {
 /// Connects through a forward and waits until the guest takes the connection, refuses it, or the time is over.
 /// `list` asks QEMU for [`LIST_CONNECTIONS`].
 pub(crate) async fn reach<'a>(
-    Forward { host_port, guest_port }: Forward,
+    forward: Forward,
     limit: Duration,
     list: impl Fn() -> BoxFuture<'a, Result<String, ComputeError>> + Send,
 ) -> Result<Reached, ComputeError> {
+    let Forward { host_port, guest_port } = forward;
     let deadline = Instant::now() + limit;
     let stream = match TcpStream::connect((Ipv4Addr::LOCALHOST, host_port)).await {
         Ok(stream) => stream,
         Err(error) => return Ok(Reached::No(format!("port {host_port} on this machine: {error}"))),
     };
-    let own_port = stream.local_addr().map_err(ComputeError::io("name", "a connection"))?.port();
-    let mut seen = false;
+    let mut taken_before = false;
     while Instant::now() < deadline {
-        match state_of(&list().await?, own_port) {
-            Some("ESTABLISHED") => return Ok(Reached::Yes(stream)),
-            Some(_) => seen = true,
-            // It was there and is no longer: the guest refused.
-            None if seen => break,
-            None => {}
-        }
-        // A refusal may come and go between two looks.
+        let taken = all_are_taken(&list().await?, host_port);
+        // A refusal may come and go between two looks. What the guest has to say stays in the connection.
         let mut byte = [0];
-        if matches!(stream.try_read(&mut byte), Ok(0)) {
+        if matches!(tokio::time::timeout(Duration::ZERO, stream.peek(&mut byte)).await, Ok(Ok(0) | Err(_))) {
             break;
         }
+        // At the first look only connections of others may be in the list.
+        if taken && taken_before {
+            return Ok(Reached::Yes(stream));
+        }
+        taken_before = taken;
         tokio::time::sleep(LOOK_AGAIN).await;
     }
     let what = if Instant::now() < deadline { "refuses connections to" } else { "does not answer on" };
     Ok(Reached::No(format!("the guest {what} port {guest_port}")))
 }
 
-/// The state of the connection from this port in QEMU's list, which has lines such as
-/// `TCP[ESTABLISHED]  14  127.0.0.1  41237  10.0.2.2  53122  0  0`.
-fn state_of(list: &str, own_port: u16) -> Option<&str> {
-    list.lines().find_map(|line| {
+/// Whether QEMU's list has connections through this forward, and the guest has taken all of them. Its lines are such
+/// as `TCP[ESTABLISHED]  22  127.0.0.1  41237  10.0.2.15  22  0  0`; whose each connection is they do not say.
+fn all_are_taken(list: &str, host_port: u16) -> bool {
+    let states = list.lines().filter_map(|line| {
         let mut fields = line.split_whitespace();
         let state = fields.next()?.strip_prefix("TCP[")?.strip_suffix(']')?;
-        let port = fields.nth(4)?.parse::<u16>().ok()?;
-        (port == own_port).then_some(state)
-    })
+        let port = fields.nth(2)?.parse::<u16>().ok()?;
+        (port == host_port && state != "HOST_FORWARD").then_some(state)
+    });
+    let mut any = false;
+    for state in states {
+        if state.starts_with("SYN") {
+            return false;
+        }
+        any |= state == "ESTABLISHED";
+    }
+    any
 }
 
 #[cfg(test)]
@@ -105,13 +112,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_state_of_a_connection_is_found_by_its_port() {
-        let list = "Hub -1 (net0):\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\n  \
-            TCP[ESTABLISHED]   14       127.0.0.1 41237        10.0.2.2 53122     0     0\n  \
-            TCP[SYN_SENT]      15       127.0.0.1 41237        10.0.2.2 53123     0     0\n  \
-            TCP[HOST_FORWARD]  11       127.0.0.1 41237       10.0.2.15    22     0     0\n";
-        assert_eq!(state_of(list, 53122), Some("ESTABLISHED"));
-        assert_eq!(state_of(list, 53123), Some("SYN_SENT"));
-        assert_eq!(state_of(list, 53124), None);
+    fn a_connection_counts_when_the_guest_has_taken_it() {
+        let list = |states: [&str; 2]| {
+            let [one, two] = states;
+            format!(
+                "Hub -1 (net0):\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\n  \
+                TCP[{one}]   14       127.0.0.1 41237       10.0.2.15    22     0     0\n  \
+                TCP[{two}]   15       127.0.0.1 41237       10.0.2.15    22     0     0\n  \
+                TCP[HOST_FORWARD]  11       127.0.0.1 41237       10.0.2.15    22     0     0\n  \
+                TCP[HOST_FORWARD]  12       127.0.0.1 41238       10.0.2.15    80     0     0\n"
+            )
+        };
+        assert!(all_are_taken(&list(["ESTABLISHED", "ESTABLISHED"]), 41237));
+        assert!(all_are_taken(&list(["ESTABLISHED", "FIN_WAIT_2"]), 41237));
+        assert!(!all_are_taken(&list(["ESTABLISHED", "SYN_SENT"]), 41237));
+        assert!(!all_are_taken(&list(["ESTABLISHED", "ESTABLISHED"]), 41238));
     }
 }

@@ -9,6 +9,8 @@ use lifeboat_compute::{
 };
 
 use crate::guests::UP;
+use crate::linux;
+use crate::machine::wait_for;
 use crate::site::{Site, kill, processes_in};
 
 fn ip(arguments: &[&str]) -> bool {
@@ -107,14 +109,34 @@ async fn a_guest_that_does_not_listen_is_not_reached_through_its_open_forward() 
 }
 
 #[tokio::test]
+async fn a_guest_that_listens_is_reached_through_its_forward() {
+    let site = Site::new().await;
+    let script = [linux::BY_DHCP, &linux::web_server("hello")].concat();
+    let mut spec = linux::spec(site.place.path(), 1, &script);
+    let forwards = vec![Forward { host_port: 0, guest_port: 80 }, Forward { host_port: 0, guest_port: 81 }];
+    let attachment = Attachment::Isolated { subnet: None, forwards };
+    spec.nics = vec![Nic { mac: MacAddress::local(1), model: NicModel::Virtio, attachment }];
+    site.provider.start(&spec).await.unwrap();
+    let web = Probe::Http { port: 80, path: "/".into(), status: 200 };
+    let passed = wait_for(async || web.attempt(&site.provider, spec.id).await.unwrap().ok());
+    passed.await.expect("the guest is not reached");
+    // Somebody else's connection changes nothing of either.
+    let MachineStatus::Running { forwards, .. } = site.provider.status(spec.id).await.unwrap() else {
+        panic!()
+    };
+    let _other = std::net::TcpStream::connect(("127.0.0.1", forwards[0].host_port)).unwrap();
+    assert_eq!(Probe::Tcp { port: 80 }.attempt(&site.provider, spec.id).await.unwrap(), Ok(()));
+    let refused = site.provider.reach(spec.id, 81, Duration::from_secs(10)).await.unwrap();
+    assert!(matches!(refused, Reached::No(why) if why.contains("refuses connections to port 81")));
+}
+
+#[tokio::test]
 async fn a_probe_of_the_console_passes_when_the_text_is_there() {
     let site = Site::new().await;
     let spec = site.spec(1, UP);
     site.provider.start(&spec).await.unwrap();
     let probe = |pattern: &str| Probe::Console { pattern: pattern.into() };
-    let passed = crate::machine::wait_for(async || {
-        probe("UP\r\n").attempt(&site.provider, spec.id).await.unwrap().ok()
-    });
+    let passed = wait_for(async || probe("UP\r\n").attempt(&site.provider, spec.id).await.unwrap().ok());
     passed.await.expect("the probe never passes");
     let waiting = probe("login:").attempt(&site.provider, spec.id).await.unwrap().unwrap_err();
     assert!(waiting.to_string().contains("its last line is \"UP\""), "{waiting}");

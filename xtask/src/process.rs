@@ -2,18 +2,58 @@
 
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use crate::Outcome;
+
+/// Variables that cargo sets for the programs that it runs.
+const ABOUT_PACKAGE: [&str; 2] = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Runs a command in the foreground, in the root of the repository.
 pub fn run<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(program: &str, arguments: I) -> Outcome {
     finish(Command::new(program).args(arguments).current_dir(crate::root()))
 }
 
+/// Takes from a command what cargo says to this program about its own package: build scripts that read it would have
+/// everything built anew by each that has another.
+fn clean(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| ABOUT_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Runs a prepared command in the foreground.
 pub fn finish(command: &mut Command) -> Outcome {
     let shown = format!("{command:?}").replace('"', "");
-    let status = command.status().map_err(|error| format!("cannot run `{shown}`: {error}"))?;
+    let status = clean(command).status().map_err(|error| format!("cannot run `{shown}`: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("`{shown}` ended with {status}")) }
+}
+
+/// As [`finish`], for what is to be stopped when this process is: it may not have had the signal, which Ctrl-C
+/// sends to both and `kill` to one.
+pub fn finish_or_stop(command: &mut Command, stopping: &AtomicBool) -> Outcome {
+    let shown = format!("{command:?}").replace('"', "");
+    let mut child = clean(command).spawn().map_err(|error| format!("cannot run `{shown}`: {error}"))?;
+    let mut told = false;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) => {}
+            Err(error) => return Err(format!("cannot wait for `{shown}`: {error}")),
+        }
+        if stopping.load(Ordering::Relaxed) && !told {
+            // It may have ended just now.
+            let _ = output("kill", ["-TERM", &child.id().to_string()]);
+            told = true;
+        }
+        thread::sleep(LOOK_AGAIN);
+    };
     if status.success() { Ok(()) } else { Err(format!("`{shown}` ended with {status}")) }
 }
 

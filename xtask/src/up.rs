@@ -42,7 +42,7 @@ pub fn run(options: &Options) -> Outcome {
     packages::install(wanted)?;
     let programs = if options.debug { build::debug()? } else { build::release()? };
     let dir = make_dir(options, "trial")?;
-    outlive_interrupts()?;
+    let stopping = outlive_signals()?;
     let demonstration =
         if options.disks.is_empty() { Some(Demonstration::start(&dir.join("demonstration"))?) } else { None };
     let disks = demonstration.as_ref().map_or(options.disks.clone(), Demonstration::disks);
@@ -57,7 +57,7 @@ pub fn run(options: &Options) -> Outcome {
     if options.no_ui {
         trial.arg("--no-ui");
     }
-    let outcome = process::finish(&mut trial);
+    let outcome = process::finish_or_stop(&mut trial, &stopping);
     drop(demonstration);
     outcome
 }
@@ -68,13 +68,13 @@ fn with_machine(options: &Options) -> Outcome {
     let programs = build::shipped()?;
     let demonstration = build::demonstration()?;
     let dir = make_dir(options, "trial/machine")?;
-    outlive_interrupts()?;
+    let stopping = outlive_signals()?;
     let mut command = Command::new(demonstration);
     command.arg("--dir").arg(dir).arg("--interval").arg(&options.interval);
     if options.no_ui {
         command.arg("--no-ui");
     }
-    process::finish(command.env("LIFEBOAT_AGENT", programs.agent))
+    process::finish_or_stop(command.env("LIFEBOAT_AGENT", programs.agent), &stopping)
 }
 
 fn make_dir(options: &Options, default: &str) -> Result<PathBuf, String> {
@@ -83,13 +83,13 @@ fn make_dir(options: &Options, default: &str) -> Result<PathBuf, String> {
     Ok(dir)
 }
 
-/// Ctrl-C reaches the whole process group. The trial stops the roles; this process waits for it and
-/// then takes the demonstration down, so it must outlive the signal.
-fn outlive_interrupts() -> Outcome {
-    let interrupted = Arc::new(AtomicBool::new(false));
+/// Signals that end a process only say so from now on: this one stops the trial, waits for it and then takes the
+/// demonstration down.
+fn outlive_signals() -> Result<Arc<AtomicBool>, String> {
+    let stopping = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))
+        signal_hook::flag::register(signal, Arc::clone(&stopping))
             .map_err(|error| format!("cannot handle signals: {error}"))?;
     }
-    Ok(())
+    Ok(stopping)
 }

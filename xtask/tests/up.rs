@@ -50,8 +50,10 @@ impl Up {
 
 impl Drop for Up {
     fn drop(&mut self) {
-        let _ = Command::new("kill").args(["-INT", &self.process.id().to_string()]).status();
-        let _ = self.process.wait();
+        if matches!(self.process.try_wait(), Ok(None)) {
+            let _ = Command::new("kill").args(["-INT", &self.process.id().to_string()]).status();
+            let _ = self.process.wait();
+        }
         // The tracking stays for the next run, and there is none.
         let settings = self.dir.join("trial/site/agent/agent.toml");
         let _ = Command::new(Programs::find().agent).arg("untrack").arg("--config").arg(settings).output();

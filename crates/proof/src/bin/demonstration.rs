@@ -4,7 +4,7 @@
 
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode};
+use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -52,9 +52,10 @@ fn say_sentences(stopping: Arc<AtomicBool>) {
 
 fn demonstrate(arguments: &Arguments, stopping: &Arc<AtomicBool>) -> bool {
     let disk = ServerDisk::in_dir(&arguments.dir.join("server"), DiskLayout::Bios);
-    // Ctrl-C reaches the trial too; it stops, and then this does.
+    // The trial is stopped, and then this stops.
+    let asked = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::default()).unwrap();
+        signal_hook::flag::register(signal, Arc::clone(&asked)).unwrap();
     }
     println!(
         "Demonstration server: Debian 12 with PostgreSQL in a virtual machine, which boots in some minutes"
@@ -75,7 +76,7 @@ fn demonstrate(arguments: &Arguments, stopping: &Arc<AtomicBool>) -> bool {
         }
         done.ok()
     });
-    let ended = trial.wait().unwrap();
+    let ended = end_of(&mut trial, &asked);
     let early = !setting_up.is_finished();
     if early {
         // A server that still boots does not hear its power button.
@@ -90,6 +91,22 @@ fn demonstrate(arguments: &Arguments, stopping: &Arc<AtomicBool>) -> bool {
         machine.shut_down();
     }
     ended.success() && (set_up || early)
+}
+
+/// Waits for the trial, and stops it when this process was told to. Ctrl-C told it already.
+fn end_of(trial: &mut Child, asked: &AtomicBool) -> ExitStatus {
+    let mut told = false;
+    loop {
+        if let Some(ended) = trial.try_wait().unwrap() {
+            return ended;
+        }
+        if asked.load(Ordering::Relaxed) && !told {
+            // It may have ended just now.
+            let _ = Command::new("kill").args(["-TERM", &trial.id().to_string()]).status();
+            told = true;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn start_trial(arguments: &Arguments) -> Child {

@@ -6,19 +6,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use lifeboat_proof::{DiskLayout, Random, Reach, ServerDisk, VirtualMachine, boot_sector, wait_within};
+use lifeboat_proof::{DiskLayout, Random, ServerDisk, boot_sector, wait_within};
 use serde_json::Value;
 
+use crate::boot;
 use crate::process::{resident, version};
-use crate::roles::Roles;
+use crate::roles::{MACHINES_MAX, Roles};
 use crate::simulated::{Frame, SimulatedAgent};
 use crate::table::{Figure, Table, list, median, mib};
 
 const GIB: u64 = 1 << 30;
 const FRAME_BYTES: usize = 256 << 10;
 const BLOCK_BYTES: u64 = 4096;
-/// Machines of which each is a processor and a little memory.
-const TOGETHER: usize = 10;
 const UP_WITHIN: Duration = Duration::from_secs(600);
 
 pub fn run(quick: bool) -> Table {
@@ -37,7 +36,7 @@ pub fn run(quick: bool) -> Table {
     if quick {
         table.note("Boots of a Debian server are left out.");
     } else {
-        boot_row(&mut table, &roles);
+        boots(&mut table, &roles);
     }
     table
 }
@@ -151,7 +150,8 @@ fn step_seconds(job: &Value, name: &str, asked: Timestamp) -> (f64, f64) {
 }
 
 fn together_rows(table: &mut Table, roles: &Roles) {
-    let names: Vec<_> = (0..TOGETHER).map(|number| server(roles, &format!("one-{number}"), GIB, 1)).collect();
+    let names: Vec<_> =
+        (0..MACHINES_MAX).map(|number| server(roles, &format!("one-{number}"), GIB, 1)).collect();
     let begun = Instant::now();
     let jobs: Vec<_> = names
         .iter()
@@ -172,12 +172,12 @@ fn together_rows(table: &mut Table, roles: &Roles) {
     }
     let took = begun.elapsed().as_secs_f64();
     table.figure(Figure {
-        what: format!("{TOGETHER} drills at once, all up"),
+        what: format!("{MACHINES_MAX} drills at once, all up"),
         ours: format!("{} up in {took:.1} s; each boot {} s", up.len(), list(&up, 1)),
         peer: "-".into(),
         ratio: None,
-        goal: format!("{TOGETHER} up"),
-        reached: up.len() == TOGETHER,
+        goal: format!("{MACHINES_MAX} up"),
+        reached: up.len() == MACHINES_MAX,
     });
     let memory = resident(roles.vault_pid).own;
     table.value("memory of the vault with them", mib(memory as f64), "-");
@@ -186,34 +186,14 @@ fn together_rows(table: &mut Table, roles: &Roles) {
     }
 }
 
-/// A whole Debian server, from its raw file and from a volume, in the same QEMU.
-fn boot_row(table: &mut Table, roles: &Roles) {
+/// A whole Debian server, from its raw file and from a volume.
+fn boots(table: &mut Table, roles: &Roles) {
     let home = tempfile::tempdir_in(roles.dir()).unwrap();
     let disk = ServerDisk::in_dir(home.path(), DiskLayout::Bios);
     replicate(roles, "debian", &disk.image);
     let opened = roles.json(&["volume", "open", "debian", "--point", "latest"]);
-    let uri = opened["disks"][0]["nbd_uri"].as_str().unwrap().to_owned();
-    let mut runs: [Vec<f64>; 2] = Default::default();
-    for _ in 0..3 {
-        let copy = home.path().join("copy.img");
-        lifeboat_proof::run("cp", ["--sparse=always", text(&disk.image), text(&copy)]);
-        for (source, runs) in [uri.as_str(), text(&copy)].into_iter().zip(&mut runs) {
-            let begun = Instant::now();
-            VirtualMachine::start_from(source, &disk, Reach::Nobody).await_login();
-            runs.push(begun.elapsed().as_secs_f64());
-        }
-    }
+    boot::rows(table, home.path(), &disk.image, opened["disks"][0]["nbd_uri"].as_str().unwrap());
     roles.json(&["volume", "close", opened["volume"].as_str().unwrap()]);
-    let [ours, peer] = [median(&runs[0]), median(&runs[1])];
-    let ratio = ours / peer;
-    table.figure(Figure {
-        what: "boot of a Debian server to its login, from a volume".into(),
-        ours: format!("{ours:.1} s ({})", list(&runs[0], 1)),
-        peer: format!("raw file {peer:.1} s ({})", list(&runs[1], 1)),
-        ratio: Some(ratio),
-        goal: "<= 1.25".into(),
-        reached: ratio <= 1.25,
-    });
 }
 
 /// Brings a raw file to the vault as a server's disk.
@@ -244,8 +224,4 @@ fn replicate(roles: &Roles, name: &str, image: &Path) {
         agent.seal(1, part).await;
     });
     await_points(roles, name, 1);
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on ends")]
 
 mod agent;
+mod boot;
 mod capture;
 mod delta;
 mod failover;

@@ -9,6 +9,9 @@ use lifeboat_proof::{Programs, run, scratch, wait_for};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// Drills of one processor each that may run at once.
+pub const MACHINES_MAX: usize = 10;
+
 /// Both roles, running. Ended when dropped.
 pub struct Roles {
     pub process_server: SocketAddr,
@@ -31,7 +34,7 @@ impl Roles {
         issue(&dir, "operator", "operator", &["--name", "bench"]);
         let settings = format!(
             "listen = \"{vault}\"\ncredentials = \"{}\"\nstate = \"{}\"\n[nbd]\nsocket_directory = \"{}\"\n\
-             [machines]\nstop_with_vault = true\n",
+             [machines]\nstop_with_vault = true\ncpus_max = {MACHINES_MAX}\n",
             text(&dir.join("vault")),
             text(&dir.join("vault-state")),
             text(&dir.join("nbd"))

@@ -44,8 +44,23 @@ pub(super) const fn file_bytes(blocks: u64) -> u64 {
     blocks.div_ceil(PAGE_BLOCKS) * STATES_PAGE_BYTES as u64
 }
 
+/// The first page from `page` on that one of the files may hold; all before it are zeroes. `count`, when there is
+/// none: then all pages were seen.
+fn next_held(files: [&File; 2], page: u64, count: u64) -> io::Result<u64> {
+    let mut next = count;
+    for file in files {
+        match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(page * STATES_PAGE_BYTES as u64)) {
+            Ok(at) => next = next.min(at / STATES_PAGE_BYTES as u64),
+            Err(rustix::io::Errno::NXIO) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(next)
+}
+
 impl BlockStates {
-    /// Reads `current`, and finds the pages that `flushed` has otherwise.
+    /// Reads `current`, and finds the pages that `flushed` has otherwise. What neither file holds is passed over, so
+    /// that the time depends on what was written and not on the size of the disk.
     pub fn load(current: File, flushed: File, blocks: u64, path: &Path) -> Result<Self, OverlayError> {
         let count = blocks.div_ceil(PAGE_BLOCKS);
         let mut pages = Vec::new();
@@ -53,7 +68,13 @@ impl BlockStates {
         let mut changed = BlockSet::new(count);
         let mut buffer = vec![0; STATES_PAGE_BYTES];
         let mut other = vec![0; STATES_PAGE_BYTES];
-        for page in 0..count {
+        let mut page = 0;
+        loop {
+            page = next_held([&current, &flushed], page, count).map_err(OverlayError::io("read", path))?;
+            pages.resize_with(usize::try_from(page).unwrap_or(usize::MAX), || RwLock::new(None));
+            if page == count {
+                break;
+            }
             let at = page * STATES_PAGE_BYTES as u64;
             current.read_exact_at(&mut buffer, at).map_err(OverlayError::io("read", path))?;
             flushed.read_exact_at(&mut other, at).map_err(OverlayError::io("read", path))?;
@@ -70,6 +91,7 @@ impl BlockStates {
             in_data += buffer.iter().map(|byte| u64::from((byte & 0x55).count_ones())).sum::<u64>();
             let is_base = buffer.iter().all(|byte| *byte == 0);
             pages.push(RwLock::new((!is_base).then(|| buffer.clone().into_boxed_slice())));
+            page += 1;
         }
         let (changed, in_data) = (Mutex::new(changed), AtomicU64::new(in_data));
         Ok(Self { current, flushed, blocks, pages, changed, in_data })
@@ -197,13 +219,16 @@ impl BlockStates {
 /// space: a page that either has is allocated in both.
 pub(super) fn roll_back(current: &File, flushed: &File, blocks: u64) -> io::Result<()> {
     let (mut now, mut then) = (vec![0; STATES_PAGE_BYTES], vec![0; STATES_PAGE_BYTES]);
-    for page in 0..blocks.div_ceil(PAGE_BLOCKS) {
+    let count = blocks.div_ceil(PAGE_BLOCKS);
+    let mut page = next_held([current, flushed], 0, count)?;
+    while page < count {
         let at = page * STATES_PAGE_BYTES as u64;
         current.read_exact_at(&mut now, at)?;
         flushed.read_exact_at(&mut then, at)?;
         if now != then {
             current.write_all_at(&then, at)?;
         }
+        page = next_held([current, flushed], page + 1, count)?;
     }
     current.sync_all()
 }

@@ -115,6 +115,25 @@ fn a_state_is_durable_only_with_its_data() {
 }
 
 #[test]
+fn states_far_apart_keep_their_places_over_what_was_never_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |boot| Overlay::open(dir.path(), identity(1 << 40), boot).unwrap();
+    let (near, far) = (70_000, (1 << 28) - 1);
+    let overlay = open(BOOT);
+    overlay.write_blocks(far, &[1; BLOCK_BYTES]).unwrap();
+    overlay.flush().unwrap();
+    overlay.write_blocks(near, &[2; BLOCK_BYTES]).unwrap();
+    drop(overlay);
+    let states = |overlay: &Overlay| [near, near + 1, far - 1, far].map(|block| overlay.states.get(block));
+    let overlay = open(BOOT);
+    assert_eq!(states(&overlay), [State::Data, State::Base, State::Base, State::Data]);
+    assert_eq!(overlay.written_bytes(), 2 * BLOCK);
+    drop(overlay);
+    let overlay = open(NEXT_BOOT);
+    assert_eq!(states(&overlay), [State::Base, State::Base, State::Base, State::Data]);
+}
+
+#[test]
 fn a_restart_of_the_server_alone_does_not_lose_the_need_to_flush() {
     let dir = tempfile::tempdir().unwrap();
     let overlay = open(dir.path(), BOOT);

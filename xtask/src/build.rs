@@ -34,15 +34,17 @@ pub fn debug() -> Result<Programs, String> {
 pub fn shipped() -> Result<Programs, String> {
     process::run("cargo", ["build", "--release", "--package", "lifeboat"])?;
     static_agent_with(&["--release"])?;
-    Ok(Programs {
-        lifeboat: target_dir().join("release/lifeboat"),
-        agent: target_dir().join(TARGET).join("release/lifeboat-agent"),
-    })
+    Ok(Programs { lifeboat: target_dir().join("release/lifeboat"), agent: static_agent_of("release") })
 }
 
 /// Builds the agent as one static file, without optimisation, for the tests on other machines.
-pub fn static_agent() -> Outcome {
-    static_agent_with(&[])
+pub fn static_agent() -> Result<PathBuf, String> {
+    static_agent_with(&[])?;
+    Ok(static_agent_of("debug"))
+}
+
+fn static_agent_of(profile: &str) -> PathBuf {
+    target_dir().join(TARGET).join(profile).join("lifeboat-agent")
 }
 
 fn static_agent_with(words: &[&str]) -> Outcome {

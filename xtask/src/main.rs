@@ -10,7 +10,7 @@ mod process;
 mod up;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -34,7 +34,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Run the tests with a whole Debian server in a virtual machine, which take long.
+    /// Run the tests with whole Debian servers in virtual machines, of which `test` runs one: half an hour.
     TestMachine,
     /// Measure, with peers in the same run, and say whether the goals are reached.
     Bench(bench::Options),
@@ -84,8 +84,10 @@ fn test_machine() -> Outcome {
     packages::install(packages::ALL)?;
     packages::need_root("the test makes the disk of a server")?;
     process::run("cargo", ["build", "--workspace", "--bins"])?;
-    build::static_agent()?;
-    process::run("cargo", ["test", "--workspace", "--test", "machine", "--", "--test-threads=1"])
+    let agent = build::static_agent()?;
+    let mut test = Command::new("cargo");
+    test.args(["test", "--workspace", "--test", "machine", "--", "--test-threads=1", "--include-ignored"]);
+    process::finish(test.env("LIFEBOAT_AGENT", agent).current_dir(root()))
 }
 
 /// The root of the repository.

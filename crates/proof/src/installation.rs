@@ -22,7 +22,7 @@ pub fn install_agent(ssh: &Ssh, prepared: &Path) {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
     }
     // Without what is for debuggers it is a tenth of the size.
-    let agent = Programs::static_agent();
+    let agent = Programs::find().agent;
     run("strip", ["-o".as_ref(), program.as_os_str(), agent.as_os_str()]);
     fs::write(&service, UNIT).unwrap();
     let settings = dir.path().join(SETTINGS);

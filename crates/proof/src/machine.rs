@@ -15,7 +15,8 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Finds them. `LIFEBOAT_AGENT` names the agent where it does not lie beside `lifeboat`.
+    /// Finds them. `LIFEBOAT_AGENT` names the agent where it does not lie beside `lifeboat`, such as the static one
+    /// that is shipped. The other one runs on servers of the same release too.
     ///
     /// # Panics
     /// When they are not built.
@@ -30,19 +31,6 @@ impl Programs {
         };
         let agent = std::env::var_os("LIFEBOAT_AGENT").map(PathBuf::from);
         Self { lifeboat: place("lifeboat"), agent: agent.unwrap_or_else(|| place("lifeboat-agent")) }
-    }
-
-    /// The agent as one static file, as it is shipped and goes to other machines.
-    ///
-    /// # Panics
-    /// When it is not built.
-    pub fn static_agent() -> PathBuf {
-        let lifeboat = Self::find().lifeboat;
-        let profile = lifeboat.parent().unwrap();
-        let target = profile.with_file_name("x86_64-unknown-linux-gnu");
-        let agent = target.join(profile.file_name().unwrap()).join("lifeboat-agent");
-        assert!(agent.exists(), "there is no {}: cargo xtask test builds it", agent.display());
-        agent
     }
 }
 

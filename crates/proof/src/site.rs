@@ -17,6 +17,8 @@ pub struct Site {
     disks: Vec<PathBuf>,
     /// By what the agent's machine reaches this one, when the agent is not here.
     remote_agent: Option<String>,
+    /// The libvirt that runs machines; QEMU itself if none.
+    libvirt: Option<String>,
     interval: String,
     _home: TempDir,
 }
@@ -30,13 +32,18 @@ impl Site {
     /// As [`Self::start`], with all state of the site in a directory of `place`.
     pub fn start_in(place: &Path, disks: &[&LoopDisk], interval: &str) -> Self {
         let disks = disks.iter().map(|disk| disk.device.clone()).collect();
-        Self::start_with(place, disks, None, interval)
+        Self::start_with(place, disks, None, None, interval)
     }
 
     /// Starts a trial for an agent that will be installed on another machine, which reaches this one
     /// at `host` and has `disk`.
     pub fn start_for_remote_agent(host: &str, disk: &str, interval: &str) -> Self {
-        Self::start_with(&scratch(), vec![disk.into()], Some(host.to_owned()), interval)
+        Self::start_with(&scratch(), vec![disk.into()], Some(host.to_owned()), None, interval)
+    }
+
+    /// As [`Self::start_for_remote_agent`], with machines that a libvirt runs.
+    pub fn start_at_libvirt(host: &str, disk: &str, interval: &str, uri: String) -> Self {
+        Self::start_with(&scratch(), vec![disk.into()], Some(host.to_owned()), Some(uri), interval)
     }
 
     /// What that agent needs: its settings and its certificate.
@@ -44,13 +51,20 @@ impl Site {
         self.dir.join("remote-agent")
     }
 
-    fn start_with(place: &Path, disks: Vec<PathBuf>, remote_agent: Option<String>, interval: &str) -> Self {
+    fn start_with(
+        place: &Path,
+        disks: Vec<PathBuf>,
+        remote_agent: Option<String>,
+        libvirt: Option<String>,
+        interval: &str,
+    ) -> Self {
         let home = tempfile::Builder::new().prefix("lifeboat-site-").tempdir_in(place).unwrap();
         let mut site = Self {
             dir: home.path().join("site"),
             trial: None,
             disks,
             remote_agent,
+            libvirt,
             interval: interval.to_owned(),
             _home: home,
         };
@@ -72,6 +86,9 @@ impl Site {
         command.args(["--name", "source"]).env("HOME", self.dir.parent().unwrap());
         if !self.dir.exists() {
             command.args(["--vault-listen", &free_address(), "--process-server-listen", &free_address()]);
+        }
+        if let Some(uri) = &self.libvirt {
+            command.args(["--libvirt", uri]);
         }
         for disk in &self.disks {
             command.arg("--disk").arg(disk);

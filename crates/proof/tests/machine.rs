@@ -2,6 +2,10 @@
 //! failover, another point, commit, and its return.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[allow(dead_code, reason = "shared with the tests of libvirt's machines")]
+#[path = "../../compute/tests/libvirt/daemon.rs"]
+mod daemon;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,14 +15,11 @@ use lifeboat_proof::{
 };
 use serde_json::Value;
 
+use daemon::Daemon;
+
 /// The first copy takes a minute or two on a machine of its own; the processor is emulated.
 const LIMIT: Duration = Duration::from_secs(1200);
 const POINTS_UNDER_LOAD: usize = 3;
-
-#[test]
-fn a_server_with_a_master_boot_record_goes_the_whole_way() {
-    goes_the_whole_way(DiskLayout::Bios);
-}
 
 #[test]
 fn a_server_with_root_on_a_logical_volume_goes_the_whole_way() {
@@ -26,21 +27,56 @@ fn a_server_with_root_on_a_logical_volume_goes_the_whole_way() {
 }
 
 #[test]
+#[ignore = "takes long, and the one above does nearly the same: cargo xtask test-machine"]
+fn a_server_with_a_master_boot_record_goes_the_whole_way() {
+    goes_the_whole_way(DiskLayout::Bios);
+}
+
+#[test]
+#[ignore = "takes long: cargo xtask test-machine"]
 fn a_server_with_uefi_goes_the_whole_way() {
     goes_the_whole_way(DiskLayout::Uefi);
+}
+
+#[test]
+#[ignore = "takes long, and smaller guests go through libvirt too: cargo xtask test-machine"]
+fn a_drill_comes_up_at_a_libvirt() {
+    let daemon = Daemon::start();
+    let home = tempfile::Builder::new().prefix("lifeboat-server-").tempdir_in(scratch()).unwrap();
+    let disk = ServerDisk::in_dir(home.path(), DiskLayout::Bios);
+    let site = Site::start_at_libvirt(HOST_ADDRESS, MACHINE_DISK, "5s", daemon.uri());
+    let server = protect(&site, &disk);
+    let commits = NumberedCommits::start(&server.ssh, Duration::ZERO);
+    await_more_points(&site);
+    drill(&site, &disk, &commits);
+    assert_eq!(daemon.virsh(&["list", "--all", "--name"]).1.trim(), "", "domains are left");
+}
+
+/// Starts a server, installs the agent and waits for its first point.
+fn protect(site: &Site, disk: &ServerDisk) -> VirtualMachine {
+    let server = VirtualMachine::start(disk, Reach::Host);
+    server.await_login();
+    install_agent(&server.ssh, &site.remote_agent_dir());
+    wait_within(LIMIT, "the first point", || (!points(site).is_empty()).then_some(()));
+    site.json(["target", "set", "source", "--probe", "console=source login:", "--probe", "ssh=22"]);
+    site.json(["target", "set", "source", "--memory", "1024", "--up-within", "20m"]);
+    // All else is derived from what the agent tells of its server.
+    let readiness = wait_within(LIMIT, "the facts of the server", || {
+        let readiness = site.json(["readiness", "source"]);
+        let codes = readiness["findings"].as_array().unwrap();
+        codes.iter().all(|finding| finding["code"] != "facts_missing").then_some(readiness)
+    });
+    assert_ne!(readiness["verdict"], "not-ready", "{readiness}");
+    let firmware = if disk.layout == DiskLayout::Uefi { "uefi" } else { "bios" };
+    assert_eq!(readiness["target"]["firmware"], firmware, "{readiness}");
+    server
 }
 
 fn goes_the_whole_way(layout: DiskLayout) {
     let home = tempfile::Builder::new().prefix("lifeboat-server-").tempdir_in(scratch()).unwrap();
     let disk = ServerDisk::in_dir(home.path(), layout);
     let site = Site::start_for_remote_agent(HOST_ADDRESS, MACHINE_DISK, "5s");
-    let server = VirtualMachine::start(&disk, Reach::Host);
-    server.await_login();
-    install_agent(&server.ssh, &site.remote_agent_dir());
-    wait_within(LIMIT, "the first point", || (!points(&site).is_empty()).then_some(()));
-    let firmware = if layout == DiskLayout::Uefi { "uefi" } else { "bios" };
-    site.json(["target", "set", "source", "--firmware", firmware, "--memory", "1024", "--up-within", "20m"]);
-    site.json(["target", "set", "source", "--probe", "console=source login:", "--probe", "ssh=22"]);
+    let server = protect(&site, &disk);
 
     let commits = NumberedCommits::start(&server.ssh, Duration::ZERO);
     await_more_points(&site);

@@ -137,14 +137,19 @@ impl Layout {
     }
 
     fn write_settings(&self, options: &Options) -> Result<(), Failure> {
+        // Ctrl-C is to leave nothing running.
+        let mut machines = table(vec![("stop_with_vault", true.into())]);
+        if let Some(uri) = &options.libvirt {
+            machines.insert("provider".to_owned(), "libvirt".into());
+            machines.insert("uri".to_owned(), uri.clone().into());
+        }
         let vault = table(vec![
             ("listen", self.vault_listen.to_string().into()),
             ("credentials", text(&self.dir.join("vault/credentials"))),
             ("state", text(&self.dir.join("vault/state"))),
             ("revocations", text(&self.dir.join("authority/revoked.json"))),
             ("nbd", table(vec![("socket_directory", text(&self.socket_directory()))]).into()),
-            // Ctrl-C is to leave nothing running.
-            ("machines", table(vec![("stop_with_vault", true.into())]).into()),
+            ("machines", machines.into()),
         ]);
         let spool = table(vec![
             // All roles share one disk here, so the thresholds for a spool of its own would be reached early.

@@ -54,6 +54,9 @@ pub struct Options {
     /// Where the process server listens; the first free of 9443 and any, when absent, likewise.
     #[arg(long, value_name = "ADDRESS")]
     pub process_server_listen: Option<SocketAddr>,
+    /// The libvirt that runs machines at the recovery site, such as qemu:///system; QEMU itself when absent.
+    #[arg(long, value_name = "URI", value_parser = NonEmptyStringValueParser::new())]
+    pub libvirt: Option<String>,
     /// The name of the protected server; its machine's name when absent.
     #[arg(long)]
     pub name: Option<String>,

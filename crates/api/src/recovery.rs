@@ -44,6 +44,16 @@ pub struct Failover {
     pub network: Option<String>,
 }
 
+/// Has the source stop after its last write, and starts the copy that takes over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlannedFailover {
+    /// The network that the copy joins, or `own` for one of its own. What the target and the mappings say
+    /// when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+}
+
 /// Starts the copy that took over anew, from another point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

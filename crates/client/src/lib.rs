@@ -6,9 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lifeboat_api::{
     ChangePoint, CleanUp, Console, CreateNetwork, DrillSchedule, Event, Failover, Hydrate, Job, JobState,
-    Machine, Network, NetworkMapping, OpenVolume, OpenedVolume, Point, Policy, Readiness, Request,
-    ScheduleDrills, Server, Status, TakePoint, Target, TargetSettings, TestFailover, Verify, VerifyKind,
-    Volume,
+    Machine, Network, NetworkMapping, OpenVolume, OpenedVolume, PlannedFailover, Point, Policy, Readiness,
+    Request, ScheduleDrills, Server, Status, TakePoint, Target, TargetSettings, TestFailover, Verify,
+    VerifyKind, Volume,
 };
 use lifeboat_model::{DiskNumber, PointKind, Span};
 use lifeboat_transport::{Call, Client, ClientError, Method};
@@ -162,8 +162,8 @@ impl Vault {
 
     /// Has the source stop after its last write, and starts the copy that takes over.
     #[allow(clippy::missing_errors_doc)]
-    pub async fn planned_failover(&self, server: &str) -> Result<Job> {
-        Ok(self.client.call(Method::POST, &of_server(server, "/failover/planned")).send().await?)
+    pub async fn planned_failover(&self, server: &str, planned: &PlannedFailover) -> Result<Job> {
+        Ok(self.client.post(&of_server(server, "/failover/planned"), planned).await?)
     }
 
     /// Starts that copy anew from another point.

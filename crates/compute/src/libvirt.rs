@@ -234,6 +234,10 @@ impl Host {
 
 #[async_trait]
 impl Provider for LibvirtProvider {
+    fn why_no_copies(&self) -> Option<String> {
+        self.host.why_no_copies()
+    }
+
     fn place_of_copy(
         &self,
         machine: MachineId,

@@ -108,6 +108,11 @@ pub trait Provider: Send + Sync + fmt::Debug {
         limit: Duration,
     ) -> Result<Reached, ComputeError>;
 
+    /// Why it copies no machine's disks to local files, as one clause; none when it does.
+    fn why_no_copies(&self) -> Option<String> {
+        Some("this provider copies no disks".into())
+    }
+
     /// The file in which a copy of a machine's disk would be kept.
     ///
     /// # Errors

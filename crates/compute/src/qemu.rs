@@ -240,6 +240,10 @@ impl Provider for QemuProvider {
         self.host.reach_guest(machine, guest_port, limit).await
     }
 
+    fn why_no_copies(&self) -> Option<String> {
+        None
+    }
+
     fn place_of_copy(
         &self,
         machine: MachineId,

@@ -42,7 +42,8 @@ use crate::vault::Vault;
 use crate::volumes::{Volumes, VolumesError};
 
 pub use conflicts::Conflict;
-pub use request::{JobRequest, Step, Work};
+pub use hydration::Hydration;
+pub use request::{JobRequest, Next, Step, Work};
 pub use room::{MachineLimits, NoRoom};
 pub use steps::Interruption;
 
@@ -102,6 +103,8 @@ pub struct Jobs {
     interruption: Arc<dyn Interruption>,
     /// How much machines may take together.
     limits: Mutex<MachineLimits>,
+    /// How disks are copied once a failover is final; not by themselves if none.
+    hydration: Mutex<Option<Hydration>>,
     /// Held while a machine's network and address are chosen and noted.
     placing: tokio::sync::Mutex<()>,
     /// Held while it is decided whether a job may begin.
@@ -131,8 +134,19 @@ impl Jobs {
     ) -> Arc<Self> {
         let vault = Arc::clone(volumes.vault());
         let (placing, beginning) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
-        let (limits, at_work) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { vault, volumes, provider, clock, interruption, limits, placing, beginning, at_work })
+        let (limits, hydration, at_work) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self {
+            vault,
+            volumes,
+            provider,
+            clock,
+            interruption,
+            limits,
+            hydration,
+            placing,
+            beginning,
+            at_work,
+        })
     }
 
     /// Sets how much machines may take together, for drills that begin from now on.
@@ -142,6 +156,11 @@ impl Jobs {
 
     fn limits(&self) -> MachineLimits {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets how disks are copied once a failover is final, from the next commit on; not by themselves if none.
+    pub fn set_hydration(&self, hydration: Option<Hydration>) {
+        *self.hydration.lock().unwrap_or_else(PoisonError::into_inner) = hydration;
     }
 
     /// Goes on with all jobs that a former process has begun, and starts the machines again that
@@ -207,30 +226,49 @@ impl Jobs {
         if let Some(text) = request.named_point() {
             self.vault.find_point(server, text).await?;
         }
-        if matches!(request, JobRequest::Drill { .. } | JobRequest::Failover { .. }) {
+        if request.makes_machine() {
             self.attachment(server, &request, &self.target_of(server).await?).await?;
         }
         if matches!(request, JobRequest::Drill { .. }) {
             self.check_room(server, &under_way).await?;
         }
-        let work = Work::new(self.vault.randomness(), recovery.as_ref())?;
-        let job = JobRow {
-            id: JobId::new(crate::random::number(self.vault.randomness()).map_err(VaultError::from)?),
+        if let (JobRequest::Hydrate { .. }, Some(recovery)) = (&request, &recovery)
+            && let Some(why) = self.provider.why_no_copies()
+        {
+            return Err(ComputeError::NotSupported { machine: recovery.machine, why }.into());
+        }
+        let job = self.new_job(self.new_id()?, server, request, recovery.as_ref())?;
+        catalog.insert_job(&job).await?;
+        tracing::info!(job = %job.id, %server, "{}", job.request.sentence());
+        self.work_on(job.clone());
+        Ok(job)
+    }
+
+    fn new_id(&self) -> Result<JobId, VaultError> {
+        Ok(JobId::new(crate::random::number(self.vault.randomness())?))
+    }
+
+    /// A job of which nothing is done yet.
+    fn new_job(
+        &self,
+        id: JobId,
+        server: ServerId,
+        request: JobRequest,
+        recovery: Option<&RecoveryRow>,
+    ) -> Result<JobRow, VaultError> {
+        Ok(JobRow {
+            id,
             server,
             steps: request.steps().into_iter().map(crate::catalog::StepRow::new).collect(),
             request,
-            work,
+            work: Work::new(self.vault.randomness(), recovery)?,
             state: lifeboat_api::JobState::Running,
             cancel: false,
             begun: (self.clock)(),
             ended: None,
             message: None,
             report: None,
-        };
-        catalog.insert_job(&job).await?;
-        tracing::info!(job = %job.id, %server, "{}", job.request.sentence());
-        self.work_on(job.clone());
-        Ok(job)
+        })
     }
 
     /// Ends a job and removes what it made. Asking again changes nothing.
@@ -275,10 +313,16 @@ impl Jobs {
 
     /// Lets the work on all jobs end where it is, and waits for that.
     pub async fn pause(&self) {
-        let senders: Vec<_> = self.at_work().values().cloned().collect();
-        for sender in senders {
-            sender.send_replace(Order::Pause);
-            sender.closed().await;
+        // Again and again: one that ends may have begun the one that follows it.
+        loop {
+            let senders: Vec<_> = self.at_work().values().cloned().collect();
+            if senders.is_empty() {
+                return;
+            }
+            for sender in senders {
+                sender.send_replace(Order::Pause);
+                sender.closed().await;
+            }
         }
     }
 

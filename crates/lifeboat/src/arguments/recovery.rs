@@ -68,6 +68,10 @@ pub enum FailoverCommand {
         /// Name, id or unique beginning of an id.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
+        /// The network that the copy joins; `own` for one of its own. What the target and the mappings say
+        /// when absent.
+        #[arg(long, value_name = "NETWORK|own")]
+        network: Option<String>,
         /// Come back at once with the job.
         #[arg(long)]
         no_wait: bool,

@@ -5,8 +5,8 @@ use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use lifeboat_api::{
-    ChangePoint, CleanUp, Console, ErrorBody, Failover, Hydrate, Job, LocalFormat, Machine, Readiness,
-    Target, TargetSettings, TestFailover,
+    ChangePoint, CleanUp, Console, ErrorBody, Failover, Hydrate, Job, LocalFormat, Machine, PlannedFailover,
+    Readiness, Target, TargetSettings, TestFailover,
 };
 use lifeboat_compute::{ComputeError, DiskFormat};
 use lifeboat_transport::{ApiError, OperatorPeer, StatusCode};
@@ -91,14 +91,17 @@ async fn failover(
 /// Has the source stop its services and send its last write, and then starts the copy.
 #[utoipa::path(
     post, path = "/v1/servers/{server}/failover/planned", params(("server" = String, Path)),
+    request_body = Option<PlannedFailover>,
     responses((status = 202, body = Job), (status = "default", body = ErrorBody))
 )]
 async fn planned_failover(
     State(service): State<VaultService>,
     _: OperatorPeer,
     Path(server): Path<String>,
+    body: Option<Json<PlannedFailover>>,
 ) -> Result<(StatusCode, Json<Job>), ApiError> {
-    begin(&service, &server, JobRequest::PlannedFailover).await
+    let network = body.and_then(|Json(body)| body.network);
+    begin(&service, &server, JobRequest::PlannedFailover { network }).await
 }
 
 /// Starts the copy that took over anew, from another point. What it has written is gone then.
@@ -379,5 +382,8 @@ impl std::convert::From<JobError> for ApiError {
 }
 
 fn compute_error(error: &ComputeError) -> ApiError {
+    if matches!(error, ComputeError::NotSupported { .. }) {
+        return ApiError::new(StatusCode::CONFLICT, "not_supported", error.to_string());
+    }
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "compute_failed", error.to_string())
 }

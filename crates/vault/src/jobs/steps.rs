@@ -282,13 +282,12 @@ impl Jobs {
         Ok(None)
     }
 
-    async fn commit(&self, job: &JobRow) -> Result<Option<String>, JobError> {
+    async fn commit(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {
         let catalog = self.vault.catalog();
-        if let Some(mut recovery) = catalog.recovery(job.server).await? {
-            recovery.committed.get_or_insert((self.clock)());
-            catalog.put_recovery(&recovery).await?;
-        }
-        Ok(None)
+        let Some(mut recovery) = catalog.recovery(job.server).await? else { return Ok(None) };
+        recovery.committed.get_or_insert((self.clock)());
+        catalog.put_recovery(&recovery).await?;
+        self.after_commit(job, &recovery).await.map(Some)
     }
 
     /// Closes a machine's volume, and forgets the machine.
@@ -313,7 +312,7 @@ pub(super) fn purpose(request: &JobRequest) -> MachinePurpose {
     match request {
         JobRequest::Drill { .. } | JobRequest::CleanUp { .. } => MachinePurpose::Drill,
         JobRequest::Failover { .. }
-        | JobRequest::PlannedFailover
+        | JobRequest::PlannedFailover { .. }
         | JobRequest::ChangePoint { .. }
         | JobRequest::Commit
         | JobRequest::Hydrate { .. } => MachinePurpose::Failover,

@@ -104,6 +104,7 @@ impl Jobs {
             point: row.work.point.map(|(point, _)| point),
             steps: row.steps.into_iter().map(step).collect(),
             report: row.report,
+            next: row.work.next.filter(|_| row.state == api::JobState::Done).map(|next| next.job),
         })
     }
 
@@ -259,9 +260,9 @@ impl Jobs {
     }
 }
 
-/// Room on the file system with what machines write; none when that is not told.
-fn free_bytes(state: &std::path::Path) -> Option<u64> {
-    let found = rustix::fs::statvfs(state).ok()?;
+/// Room on the file system of a directory; none when that is not told.
+pub(super) fn free_bytes(directory: &std::path::Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(directory).ok()?;
     Some(found.f_bavail.saturating_mul(found.f_frsize))
 }
 

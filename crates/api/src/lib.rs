@@ -22,7 +22,7 @@ pub use network::{CreateNetwork, Network, NetworkKind, NetworkMapping, NetworkMe
 pub use recovery::{
     ChangePoint, CleanUp, Console, DiskBus, DrillReport, Failover, Firmware, Forward, Hydrate, LocalFormat,
     Machine, MachinePurpose, MachineState, NetworkCard, PlannedFailover, PreviousDrill, Probe, ProbeResult,
-    Target, TargetSettings, TestFailover,
+    SshKey, Target, TargetSettings, TestFailover,
 };
 pub use server::{Capture, CopyProgress, Disk, Policy, PolicyRule, Protection, Rpo, Server};
 pub use site::{

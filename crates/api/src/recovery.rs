@@ -372,6 +372,32 @@ pub enum Probe {
         /// The status that it answers with.
         status: u16,
     },
+    /// A command succeeds that the vault runs over SSH, with its own key.
+    Run {
+        /// The command, for the user's shell.
+        command: String,
+        /// As this user.
+        #[serde(default = "root")]
+        user: String,
+        /// The port of the SSH server.
+        #[serde(default = "ssh_port")]
+        port: u16,
+    },
+}
+
+fn root() -> String {
+    "root".to_owned()
+}
+
+const fn ssh_port() -> u16 {
+    22
+}
+
+/// The key with which the vault logs in to servers' machines, to run commands that show whether they are up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SshKey {
+    /// One line for a server's `authorized_keys`.
+    pub public_key: String,
 }
 
 /// What a drill has shown.

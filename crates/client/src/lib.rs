@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use lifeboat_api::{
     ChangePoint, CleanUp, Console, CreateNetwork, DrillSchedule, Event, Failover, Hydrate, Job, JobState,
     Machine, Network, NetworkMapping, OpenVolume, OpenedVolume, PlannedFailover, Point, Policy, Readiness,
-    Request, ScheduleDrills, Server, Status, TakePoint, Target, TargetSettings, TestFailover, Verify,
+    Request, ScheduleDrills, Server, SshKey, Status, TakePoint, Target, TargetSettings, TestFailover, Verify,
     VerifyKind, Volume,
 };
 use lifeboat_model::{DiskNumber, PointKind, Span};
@@ -302,6 +302,12 @@ impl Vault {
     #[allow(clippy::missing_errors_doc)]
     pub async fn set_target(&self, server: &str, target: &TargetSettings) -> Result<Target> {
         Ok(self.client.put(&of_server(server, "/target"), target).await?)
+    }
+
+    /// The key with which the vault logs in to servers' machines.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn ssh_key(&self) -> Result<SshKey> {
+        Ok(self.client.get("/v1/ssh-key").await?)
     }
 
     /// Whether a server would start at the recovery site.

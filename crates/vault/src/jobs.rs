@@ -38,6 +38,7 @@ use tokio::sync::watch;
 
 use crate::catalog::{CatalogError, JobRow, RecoveryRow};
 use crate::error::VaultError;
+use crate::ssh_identity::{SshError, SshIdentity};
 use crate::vault::Vault;
 use crate::volumes::{Volumes, VolumesError};
 
@@ -67,6 +68,9 @@ pub enum JobError {
         /// What can be cleaned up.
         drills: String,
     },
+    /// The vault's key for its servers' machines cannot be had.
+    #[error(transparent)]
+    Ssh(#[from] SshError),
     /// It does not fit to what there is.
     #[error(transparent)]
     Conflict(#[from] Conflict),
@@ -98,6 +102,8 @@ pub struct Jobs {
     vault: Arc<Vault>,
     volumes: Arc<Volumes>,
     provider: Arc<dyn Provider>,
+    /// With what commands are run in machines.
+    ssh: SshIdentity,
     clock: fn() -> Timestamp,
     /// For tests: what happens around steps.
     interruption: Arc<dyn Interruption>,
@@ -133,12 +139,14 @@ impl Jobs {
         interruption: Arc<dyn Interruption>,
     ) -> Arc<Self> {
         let vault = Arc::clone(volumes.vault());
+        let ssh = SshIdentity::new(vault.state_path(), vault.id());
         let (placing, beginning) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
         let (limits, hydration, at_work) = (Mutex::default(), Mutex::default(), Mutex::default());
         Arc::new(Self {
             vault,
             volumes,
             provider,
+            ssh,
             clock,
             interruption,
             limits,

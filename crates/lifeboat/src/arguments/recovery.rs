@@ -210,6 +210,9 @@ pub enum TargetCommand {
     },
     /// Set how it is to look the next time it is started; what is not named stays.
     Set(TargetArguments),
+    /// The key with which the vault runs commands in machines (probe `run=…`): one line for the
+    /// `authorized_keys` of servers.
+    SshKey,
 }
 
 #[derive(Args)]
@@ -245,8 +248,9 @@ pub struct TargetArguments {
     /// `none` when it has no fixed one.
     #[arg(long, value_name = "ADDRESS|none")]
     pub address: Option<String>,
-    /// What shows that it is up: console=TEXT, tcp=PORT, ssh=PORT or http=PORT/PATH[=STATUS]; repeatable,
-    /// all have to pass; `default` for a login on the console or an SSH banner.
+    /// What shows that it is up: console=TEXT, tcp=PORT, ssh=PORT, http=PORT/PATH[=STATUS], or
+    /// run[@USER][:PORT]=COMMAND, which succeeds over SSH (as root on port 22, with the key of `target
+    /// ssh-key`); repeatable, all have to pass; `default` for a login on the console or an SSH banner.
     #[arg(long = "probe", value_name = "PROBE|default")]
     pub probes: Vec<String>,
     /// In which time it has to come up.

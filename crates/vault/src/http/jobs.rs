@@ -6,7 +6,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use lifeboat_api::{
     ChangePoint, CleanUp, Console, ErrorBody, Failover, Hydrate, Job, LocalFormat, Machine, PlannedFailover,
-    Readiness, Target, TargetSettings, TestFailover,
+    Readiness, SshKey, Target, TargetSettings, TestFailover,
 };
 use lifeboat_compute::{ComputeError, DiskFormat};
 use lifeboat_transport::{ApiError, OperatorPeer, StatusCode};
@@ -42,6 +42,7 @@ pub(super) fn routes() -> OpenApiRouter<VaultService> {
         .routes(routes!(console))
         .routes(routes!(screenshot))
         .routes(routes!(target, set_target))
+        .routes(routes!(ssh_key))
         .routes(routes!(readiness))
 }
 
@@ -340,6 +341,15 @@ async fn set_target(
     Ok(Json(service.jobs.target_of(server).await?))
 }
 
+/// The key with which the vault logs in to servers' machines, to run commands that show whether they are up.
+#[utoipa::path(
+    get, path = "/v1/ssh-key",
+    responses((status = 200, body = SshKey), (status = "default", body = ErrorBody))
+)]
+async fn ssh_key(State(service): State<VaultService>, _: OperatorPeer) -> Result<Json<SshKey>, ApiError> {
+    Ok(Json(service.jobs.ssh_key().await?))
+}
+
 /// Whether a server would start at the recovery site, and what to change while it still runs.
 #[utoipa::path(
     get, path = "/v1/servers/{server}/readiness", params(("server" = String, Path)),
@@ -367,6 +377,9 @@ impl std::convert::From<JobError> for ApiError {
                 Self::new(status, conflict.code(), conflict.to_string())
             }
             JobError::Compute(error) => compute_error(&error),
+            error @ JobError::Ssh(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "ssh_key", error.to_string())
+            }
             JobError::Memory { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "compute_failed", error.to_string())
             }

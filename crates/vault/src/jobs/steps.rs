@@ -229,7 +229,9 @@ impl Jobs {
         let spec = job.work.spec.as_ref().ok_or_else(no_point)?;
         let since = job.work.first_instruction.unwrap_or(job.begun);
         let (provider, within) = (self.provider.as_ref(), target.up_within.duration());
-        let verdict = Probes::of(&target).until_up(provider, spec, since, within, self.clock).await?;
+        let access = self.ssh.access(job.server, Probes::need_key(&target)).await?;
+        let probes = Probes::of(&target, &access);
+        let verdict = probes.until_up(provider, spec, since, within, self.clock).await?;
         let (is_up, sentence) = (verdict.up, verdict.sentence.clone());
         job.work.verdict = Some(verdict);
         if !is_up && purpose(&job.request) != MachinePurpose::Drill {

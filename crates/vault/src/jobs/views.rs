@@ -16,6 +16,8 @@ use crate::vault::{Vault, unknown};
 const CPUS_MAX: u32 = 1024;
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 64..=64 << 20;
 const PROBES_MAX: usize = 32;
+const COMMAND_MAX: usize = 2000;
+const USER_MAX: usize = 256;
 const DAY_SECONDS: u64 = 86_400;
 
 impl Jobs {
@@ -172,7 +174,16 @@ impl Jobs {
                 *name = self.find_network(name).await?.name;
             }
         }
-        Ok(self.vault.set_target(server, &target).await?)
+        self.vault.set_target(server, &target).await?;
+        Ok(self.ssh.forget_host(server)?)
+    }
+
+    /// The key with which the vault logs in to servers' machines. It is made when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be made or read.
+    pub async fn ssh_key(&self) -> Result<api::SshKey, JobError> {
+        Ok(api::SshKey { public_key: self.ssh.public_key().await? })
     }
 
     /// Whether a server would start here.
@@ -281,10 +292,29 @@ fn check_target(target: &api::TargetSettings, server: ServerId) -> Result<(), Va
     if target.probes.len() > PROBES_MAX {
         return refused(format!("at most {PROBES_MAX} probes decide whether a machine is up"));
     }
+    for probe in &target.probes {
+        check_probe(probe)?;
+    }
     if target.bridge.as_ref().is_some_and(|bridge| bridge.is_empty() || bridge.len() > 15) {
         return refused("the name of a bridge has 1 to 15 characters".to_owned());
     }
     mac(target.mac.as_deref(), server).map(drop)
+}
+
+fn check_probe(probe: &api::Probe) -> Result<(), VaultError> {
+    let api::Probe::Run { command, user, port } = probe else { return Ok(()) };
+    let refused = |why: String| Err(VaultError::Invalid(why));
+    if !(1..=COMMAND_MAX).contains(&command.len()) || command.contains('\0') {
+        return refused(format!("a command that is run over SSH has 1 to {COMMAND_MAX} bytes"));
+    }
+    let is_of_name = |c: char| c.is_alphanumeric() || "._-@\\".contains(c);
+    if user.is_empty() || user.len() > USER_MAX || user.starts_with('-') || !user.chars().all(is_of_name) {
+        return refused(format!("{user:?} is no name of a user by which one logs in over SSH"));
+    }
+    if *port == 0 {
+        return refused("an SSH server listens on port 1 to 65535".to_owned());
+    }
+    Ok(())
 }
 
 /// The address of a server's network card: the one that was set, or one that stays the same.

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TestFailover {
-    /// From which point: `latest`, an id or a unique beginning of one, or a time. `latest` when absent.
+    /// From which point: `latest`, `latest-app`, an id or a unique beginning of one, or a time. `latest` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub point: Option<String>,
     /// Leave the copy running after the report, until it is cleaned up.
@@ -35,8 +35,8 @@ pub struct CleanUp {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Failover {
-    /// `latest` (the source is asked for a last point first), `latest-processed`, a point's id or a
-    /// unique beginning of one, or a time.
+    /// `latest` (the source is asked for a last point first), `latest-processed`, `latest-app`, a point's id or
+    /// a unique beginning of one, or a time.
     pub point: String,
     /// The network that the copy joins, or `own` for one of its own. What the target and the mappings say
     /// when absent.
@@ -58,7 +58,7 @@ pub struct PlannedFailover {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangePoint {
-    /// `latest-processed`, a point's id or a unique beginning of one, or a time.
+    /// `latest-processed`, `latest-app`, a point's id or a unique beginning of one, or a time.
     pub point: String,
 }
 

@@ -14,7 +14,8 @@ pub enum FailoverCommand {
         /// Name, id or unique beginning of an id.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
-        /// latest, a point's id or its unique beginning, or a time.
+        /// latest, latest-app (the newest application-consistent one), a point's id or its unique beginning, or
+        /// a time.
         #[arg(long, default_value = "latest")]
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,
@@ -49,8 +50,8 @@ pub enum FailoverCommand {
         /// Name, id or unique beginning of an id.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
-        /// latest (the source is asked for a last point first), latest-processed, a point's id or its
-        /// unique beginning, or a time.
+        /// latest (the source is asked for a last point first), latest-processed, latest-app (the newest
+        /// application-consistent one), a point's id or its unique beginning, or a time.
         #[arg(long)]
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,
@@ -81,7 +82,7 @@ pub enum FailoverCommand {
         /// Name, id or unique beginning of an id.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
-        /// latest-processed, a point's id or its unique beginning, or a time.
+        /// latest-processed, latest-app, a point's id or its unique beginning, or a time.
         #[arg(long)]
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,

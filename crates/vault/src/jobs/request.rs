@@ -8,10 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::RecoveryRow;
 use crate::error::VaultError;
+use crate::overview::LATEST;
 use crate::random::{self, Randomness};
-
-/// The words that mean the newest point; everything else names one.
-const LATEST: [&str; 2] = ["latest", "latest-processed"];
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

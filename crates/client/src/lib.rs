@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use lifeboat_api::{
     ChangePoint, CleanUp, Console, CreateNetwork, DrillSchedule, Event, Failover, Hydrate, Job, JobState,
@@ -283,6 +284,13 @@ impl Vault {
     pub async fn console(&self, server: &str, from: u64) -> Result<Console> {
         let path = of_server(server, "/machine/console");
         Ok(self.client.call(Method::GET, &path).query(&[("from", from)]).send().await?)
+    }
+
+    /// Types on the serial console of a server's machine; done when its guest has read it.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn write_console(&self, server: &str, input: Bytes) -> Result<()> {
+        let path = of_server(server, "/machine/console");
+        Ok(self.client.call(Method::POST, &path).bytes(input).send().await?)
     }
 
     /// The screen of a server's machine, as PNG.

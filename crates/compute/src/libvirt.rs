@@ -281,6 +281,12 @@ impl Provider for LibvirtProvider {
         console::trim(&path).and_then(|()| console::read(&path, from)).map_err(ComputeError::io("read", path))
     }
 
+    async fn write_console(&self, machine: MachineId, _input: &[u8]) -> Result<(), ComputeError> {
+        let why = "libvirt keeps its console in a file, so it can only be read; log in to the guest over SSH, or press \
+                   keys with `virsh send-key` on libvirt's host";
+        Err(ComputeError::NotSupported { machine, why: why.into() })
+    }
+
     async fn screenshot(&self, machine: MachineId) -> Result<Vec<u8>, ComputeError> {
         let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;

@@ -58,6 +58,14 @@ pub trait Provider: Send + Sync + fmt::Debug {
     /// When there is no such machine, or its text cannot be read.
     async fn console(&self, machine: MachineId, from: u64) -> Result<ConsoleText, ComputeError>;
 
+    /// Types on the guest's serial console, and waits until the guest has read it.
+    ///
+    /// # Errors
+    ///
+    /// When the machine does not run, its guest does not read (what it has not read is dropped), or the
+    /// provider has no way to it.
+    async fn write_console(&self, machine: MachineId, input: &[u8]) -> Result<(), ComputeError>;
+
     /// What the guest's screen shows, as a PNG.
     ///
     /// # Errors

@@ -11,6 +11,7 @@
 
 pub(crate) mod acceleration;
 pub(crate) mod command_line;
+mod console_input;
 pub(crate) mod mirror;
 mod networks;
 mod process;
@@ -177,6 +178,10 @@ impl Provider for QemuProvider {
         }
         let path = directory.file(CONSOLE);
         console::trim(&path).and_then(|()| console::read(&path, from)).map_err(ComputeError::io("read", path))
+    }
+
+    async fn write_console(&self, machine: MachineId, input: &[u8]) -> Result<(), ComputeError> {
+        self.host.write_console(machine, input).await
     }
 
     async fn screenshot(&self, machine: MachineId) -> Result<Vec<u8>, ComputeError> {

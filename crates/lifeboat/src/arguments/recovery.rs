@@ -126,14 +126,21 @@ pub enum MachineCommand {
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
     },
-    /// What a server's machine has written to its serial console.
+    /// The serial console of a server's machine.
+    ///
+    /// On a terminal it is used as if one sat before it; Ctrl-] leaves. Elsewhere, and with --output json, it shows
+    /// what the machine has written so far.
     Console {
         /// Name, id or unique beginning of an id.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
-        /// Go on with what it writes, until Ctrl-C.
+        /// Only show, and go on with what it writes until Ctrl-C.
         #[arg(long)]
         follow: bool,
+        /// Type what standard input has, to its end, and print what the machine writes then until it is silent for
+        /// a second.
+        #[arg(long, conflicts_with = "follow")]
+        input: bool,
     },
     /// Copy the disks of a server that has failed over to files of the recovery site while its machine runs, and
     /// let it go on with them: from then on it no longer needs the vault's volume.

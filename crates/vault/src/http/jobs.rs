@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use bytes::Bytes;
 use lifeboat_api::{
     ChangePoint, CleanUp, Console, ErrorBody, Failover, Hydrate, Job, LocalFormat, Machine, PlannedFailover,
     Readiness, SshKey, Target, TargetSettings, TestFailover,
@@ -23,6 +24,8 @@ const JOBS_DEFAULT: u32 = 50;
 const JOBS_MAX: u32 = 1000;
 /// Bytes of a point's name, and of a note.
 const TEXT_MAX: usize = 2000;
+/// Bytes that are typed on a console at once.
+const CONSOLE_INPUT_MAX: usize = 64 << 10;
 
 pub(super) fn routes() -> OpenApiRouter<VaultService> {
     OpenApiRouter::new()
@@ -39,7 +42,7 @@ pub(super) fn routes() -> OpenApiRouter<VaultService> {
         .routes(routes!(retry))
         .routes(routes!(machines))
         .routes(routes!(machine))
-        .routes(routes!(console))
+        .routes(routes!(console, write_console))
         .routes(routes!(screenshot))
         .routes(routes!(target, set_target))
         .routes(routes!(ssh_key))
@@ -294,6 +297,27 @@ async fn console(
     Ok(Json(service.jobs.console(server, query.from.unwrap_or(0)).await?))
 }
 
+/// Types on the serial console of a server's machine, at most 65,536 bytes; answers when its guest has read them.
+#[utoipa::path(
+    post, path = "/v1/servers/{server}/machine/console", params(("server" = String, Path)),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 204), (status = "default", body = ErrorBody))
+)]
+async fn write_console(
+    State(service): State<VaultService>,
+    _: OperatorPeer,
+    Path(server): Path<String>,
+    input: Bytes,
+) -> Result<StatusCode, ApiError> {
+    if input.len() > CONSOLE_INPUT_MAX {
+        let why = format!("at most {CONSOLE_INPUT_MAX} bytes are typed on a console at once");
+        return Err(VaultError::Invalid(why).into());
+    }
+    let server = service.vault.find_server(&server).await?;
+    service.jobs.write_console(server, &input).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// The screen of a server's machine.
 #[utoipa::path(
     get, path = "/v1/servers/{server}/machine/screenshot", params(("server" = String, Path)),
@@ -395,8 +419,10 @@ impl std::convert::From<JobError> for ApiError {
 }
 
 fn compute_error(error: &ComputeError) -> ApiError {
-    if matches!(error, ComputeError::NotSupported { .. }) {
-        return ApiError::new(StatusCode::CONFLICT, "not_supported", error.to_string());
-    }
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "compute_failed", error.to_string())
+    let (status, code) = match error {
+        ComputeError::NotSupported { .. } => (StatusCode::CONFLICT, "not_supported"),
+        ComputeError::ConsoleNotRead { .. } => (StatusCode::CONFLICT, "console_not_read"),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "compute_failed"),
+    };
+    ApiError::new(status, code, error.to_string())
 }

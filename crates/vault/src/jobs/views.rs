@@ -141,6 +141,15 @@ impl Jobs {
         Ok(api::Console { next, text })
     }
 
+    /// Types on the serial console of a server's machine, and waits until its guest has read it.
+    ///
+    /// # Errors
+    /// When there is no machine, it does not run or its guest does not read, or catalog or provider fail.
+    pub async fn write_console(&self, server: ServerId, input: &[u8]) -> Result<(), JobError> {
+        let row = self.recovery(server).await?;
+        Ok(self.provider.write_console(row.machine, input).await?)
+    }
+
     /// The screen of a server's machine, as PNG.
     ///
     /// # Errors

@@ -178,9 +178,10 @@ impl Jobs {
     /// When the catalog fails.
     pub async fn resume(self: &Arc<Self>) -> Result<(), JobError> {
         let under_way = self.vault.catalog().jobs_under_way().await?;
-        let has_job = |server| under_way.iter().any(|job| job.server == server);
+        let is_in_work =
+            |server| under_way.iter().any(|job| job.server == server && job.request.starts_or_removes());
         for recovery in self.vault.catalog().recoveries().await? {
-            if !has_job(recovery.server) {
+            if !is_in_work(recovery.server) {
                 self.start_again(&recovery).await;
             }
         }
@@ -331,6 +332,8 @@ impl Jobs {
                 sender.send_replace(Order::Pause);
                 sender.closed().await;
             }
+            // Whoever has panicked has left its own.
+            self.at_work().retain(|_, sender| !sender.is_closed());
         }
     }
 

@@ -255,6 +255,11 @@ impl JobRequest {
         matches!(self, Self::Drill { .. } | Self::Failover { .. } | Self::PlannedFailover { .. })
     }
 
+    /// Whether the machine that there is begins or ends with it. Others go on with the machine as it is.
+    pub(super) const fn starts_or_removes(&self) -> bool {
+        !matches!(self, Self::Commit | Self::Hydrate { .. })
+    }
+
     /// The network that the machine is to join, when that was said.
     pub(super) fn network(&self) -> Option<&str> {
         match self {

@@ -96,6 +96,8 @@ async fn copying_begins_although_the_vault_stopped_as_the_commit_ended() {
     let commit = site.begin(JobRequest::Commit).await.unwrap();
     let site = site.restart(Arc::new(())).await;
     site.jobs.set_hydration(Some(FAST));
+    // The host of both was restarted: the machine is started again before its disks are copied.
+    site.provider.power_off(site.jobs.machine(SERVER).await.unwrap().id).await.unwrap();
     site.jobs.resume().await.unwrap();
     let commit = site.end_of(&commit).await;
     let copying = next(&site, &commit).await;
@@ -131,6 +133,7 @@ async fn a_commit_says_when_nothing_is_copied() {
 async fn machines_on_another_host_are_committed_and_not_copied_without_an_alarm() {
     let site = Site::new().await;
     assert_eq!(site.run(failover("latest-processed")).await.state, JobState::Done);
+    let before = alarms(&site).await;
     // What a job of a machine on another host would ask: whether disks are copied there.
     let uri = "qemu+ssh://root@host.invalid/system";
     let settings = LibvirtSettings::new(site.dir.path().join("elsewhere"), uri, site.vault.id());
@@ -144,7 +147,7 @@ async fn machines_on_another_host_are_committed_and_not_copied_without_an_alarm(
     assert!(message.contains("host.invalid") && message.contains("vault's machine only"), "{message}");
     let refused = jobs.begin(SERVER, hydrate(DiskFormat::Raw, None)).await.unwrap_err().to_string();
     assert!(refused.contains("host.invalid") && refused.contains("vault's machine only"), "{refused}");
-    assert_eq!(alarms(&site).await, Vec::<String>::new());
+    assert_eq!(alarms(&site).await, before);
     site.end().await;
 }
 

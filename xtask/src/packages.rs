@@ -61,6 +61,8 @@ pub const ALL: &[&str] = &[
     "dosfstools",
     "mtools",
     "openssh-client",
+    // Commands over SSH as probes.
+    "openssh-server",
     // Networks at the recovery site, and the guests that try them.
     "dnsmasq-base",
     "slirp4netns",

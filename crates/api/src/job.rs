@@ -39,6 +39,10 @@ pub struct Job {
     /// What a drill has shown, or a failover whose machine did not come up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<DrillReport>,
+    /// The job that began when this one was done: after a commit, the copying of the disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub next: Option<JobId>,
 }
 
 /// What a job does.

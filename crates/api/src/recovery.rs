@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TestFailover {
-    /// From which point: `latest`, an id or a unique beginning of one, or a time. `latest` when absent.
+    /// From which point: `latest`, `latest-app`, an id or a unique beginning of one, or a time. `latest` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub point: Option<String>,
     /// Leave the copy running after the report, until it is cleaned up.
@@ -35,8 +35,8 @@ pub struct CleanUp {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Failover {
-    /// `latest` (the source is asked for a last point first), `latest-processed`, a point's id or a
-    /// unique beginning of one, or a time.
+    /// `latest` (the source is asked for a last point first), `latest-processed`, `latest-app`, a point's id or
+    /// a unique beginning of one, or a time.
     pub point: String,
     /// The network that the copy joins, or `own` for one of its own. What the target and the mappings say
     /// when absent.
@@ -44,11 +44,21 @@ pub struct Failover {
     pub network: Option<String>,
 }
 
+/// Has the source stop after its last write, and starts the copy that takes over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlannedFailover {
+    /// The network that the copy joins, or `own` for one of its own. What the target and the mappings say
+    /// when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+}
+
 /// Starts the copy that took over anew, from another point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangePoint {
-    /// `latest-processed`, a point's id or a unique beginning of one, or a time.
+    /// `latest-processed`, `latest-app`, a point's id or a unique beginning of one, or a time.
     pub point: String,
 }
 
@@ -362,6 +372,32 @@ pub enum Probe {
         /// The status that it answers with.
         status: u16,
     },
+    /// A command succeeds that the vault runs over SSH, with its own key.
+    Run {
+        /// The command, for the user's shell.
+        command: String,
+        /// As this user.
+        #[serde(default = "root")]
+        user: String,
+        /// The port of the SSH server.
+        #[serde(default = "ssh_port")]
+        port: u16,
+    },
+}
+
+fn root() -> String {
+    "root".to_owned()
+}
+
+const fn ssh_port() -> u16 {
+    22
+}
+
+/// The key with which the vault logs in to servers' machines, to run commands that show whether they are up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SshKey {
+    /// One line for a server's `authorized_keys`.
+    pub public_key: String,
 }
 
 /// What a drill has shown.

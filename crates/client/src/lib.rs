@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use lifeboat_api::{
     ChangePoint, CleanUp, Console, CreateNetwork, DrillSchedule, Event, Failover, Hydrate, Job, JobState,
-    Machine, Network, NetworkMapping, OpenVolume, OpenedVolume, Point, Policy, Readiness, Request,
-    ScheduleDrills, Server, Status, TakePoint, Target, TargetSettings, TestFailover, Verify, VerifyKind,
-    Volume,
+    Machine, Network, NetworkMapping, OpenVolume, OpenedVolume, PlannedFailover, Point, Policy, Readiness,
+    Request, ScheduleDrills, Server, SshKey, Status, TakePoint, Target, TargetSettings, TestFailover, Verify,
+    VerifyKind, Volume,
 };
 use lifeboat_model::{DiskNumber, PointKind, Span};
 use lifeboat_transport::{Call, Client, ClientError, Method};
@@ -162,8 +163,8 @@ impl Vault {
 
     /// Has the source stop after its last write, and starts the copy that takes over.
     #[allow(clippy::missing_errors_doc)]
-    pub async fn planned_failover(&self, server: &str) -> Result<Job> {
-        Ok(self.client.call(Method::POST, &of_server(server, "/failover/planned")).send().await?)
+    pub async fn planned_failover(&self, server: &str, planned: &PlannedFailover) -> Result<Job> {
+        Ok(self.client.post(&of_server(server, "/failover/planned"), planned).await?)
     }
 
     /// Starts that copy anew from another point.
@@ -285,6 +286,13 @@ impl Vault {
         Ok(self.client.call(Method::GET, &path).query(&[("from", from)]).send().await?)
     }
 
+    /// Types on the serial console of a server's machine; done when its guest has read it.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn write_console(&self, server: &str, input: Bytes) -> Result<()> {
+        let path = of_server(server, "/machine/console");
+        Ok(self.client.call(Method::POST, &path).bytes(input).send().await?)
+    }
+
     /// The screen of a server's machine, as PNG.
     #[allow(clippy::missing_errors_doc)]
     pub async fn screenshot(&self, server: &str) -> Result<Vec<u8>> {
@@ -302,6 +310,12 @@ impl Vault {
     #[allow(clippy::missing_errors_doc)]
     pub async fn set_target(&self, server: &str, target: &TargetSettings) -> Result<Target> {
         Ok(self.client.put(&of_server(server, "/target"), target).await?)
+    }
+
+    /// The key with which the vault logs in to servers' machines.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn ssh_key(&self) -> Result<SshKey> {
+        Ok(self.client.get("/v1/ssh-key").await?)
     }
 
     /// Whether a server would start at the recovery site.

@@ -22,6 +22,8 @@ use crate::spec::{DiskAddress, DiskFormat, MachineDisk, MachineSpec};
 pub(crate) const QMP: &str = "qmp";
 /// What the guest wrote to its first serial port.
 pub(crate) const CONSOLE: &str = "console";
+/// The socket on which QEMU takes what is typed on that port.
+pub(crate) const CONSOLE_SOCKET: &str = "console-input";
 /// What QEMU said since its last start.
 pub(crate) const LOG: &str = "qemu.log";
 /// The variables of the machine's UEFI.

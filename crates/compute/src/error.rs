@@ -241,6 +241,17 @@ pub enum ComputeError {
         /// One clause, with what to do instead.
         why: String,
     },
+    /// Nobody reads what is typed.
+    #[error(
+        "the guest of machine {machine} has not read what was typed on its serial console within {} s, and the rest \
+         is dropped: see whether a login runs there (serial-getty@ttyS0)", limit.as_secs()
+    )]
+    ConsoleNotRead {
+        /// Which machine.
+        machine: MachineId,
+        /// How long was waited.
+        limit: Duration,
+    },
     /// A screenshot that is none.
     #[error("the screenshot of machine {machine} is damaged: {why}")]
     Screenshot {

@@ -32,7 +32,7 @@ pub use hydration::{DiskHydration, HydrationState, HydrationTarget};
 pub use libvirt::{LibvirtProvider, LibvirtSettings, NbdOverTls};
 pub use lifeboat_model::{CopyIdentity, Ipv4Subnet, MachineId, NetworkId, Purpose};
 pub use network::{Attachment, Forward, MacAddress, MacAddressError, Nic, NicModel, SharedNetwork, Subnet};
-pub use probe::{Probe, Waiting};
+pub use probe::{Probe, SshAccess, Waiting};
 pub use provider::{
     Acceleration, CONSOLE_BYTES_KEPT, Capabilities, ConsoleText, HostSize, MachineStatus, OffReason,
     Provider, Reached,

@@ -234,6 +234,10 @@ impl Host {
 
 #[async_trait]
 impl Provider for LibvirtProvider {
+    fn why_no_copies(&self) -> Option<String> {
+        self.host.why_no_copies()
+    }
+
     fn place_of_copy(
         &self,
         machine: MachineId,
@@ -275,6 +279,12 @@ impl Provider for LibvirtProvider {
         }
         let path = directory.file(CONSOLE);
         console::trim(&path).and_then(|()| console::read(&path, from)).map_err(ComputeError::io("read", path))
+    }
+
+    async fn write_console(&self, machine: MachineId, _input: &[u8]) -> Result<(), ComputeError> {
+        let why = "libvirt keeps its console in a file, so it can only be read; log in to the guest over SSH, or press \
+                   keys with `virsh send-key` on libvirt's host";
+        Err(ComputeError::NotSupported { machine, why: why.into() })
     }
 
     async fn screenshot(&self, machine: MachineId) -> Result<Vec<u8>, ComputeError> {

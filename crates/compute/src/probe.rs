@@ -4,27 +4,23 @@
 //! attempt is short and says why it did not pass yet.
 
 use std::fmt;
-use std::io;
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
 use lifeboat_model::MachineId;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
-use tokio::task::JoinHandle;
+use tokio::net::TcpStream;
 
 use crate::error::ComputeError;
 use crate::provider::{MachineStatus, Provider, Reached};
 
-/// One attempt takes at most about this long.
+mod ssh_command;
+
+pub use ssh_command::SshAccess;
+
+/// One attempt takes at most about this long; a command over SSH has a time of its own.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 const LINE_BYTES_MAX: u64 = 1024;
-/// OpenSSH's own failures, as opposed to those of the command.
-const SSH_FAILED: i32 = 255;
 
 /// What proves that a guest is up. Ports are the guest's, and reached through the
 /// machine's forwards or at its address.
@@ -61,10 +57,10 @@ pub enum Probe {
         port: u16,
         /// As this user.
         user: String,
-        /// With this private key.
-        key_file: PathBuf,
         /// The command, for the user's shell.
         command: String,
+        /// With this key, on the host that is meant.
+        access: SshAccess,
     },
 }
 
@@ -109,72 +105,13 @@ impl Probe {
                 Ok(stream) => Ok(http(stream, *port, path, *status).await),
                 Err(waiting) => Ok(Err(waiting)),
             },
-            Self::SshCommand { port, .. } => match reach(provider, machine, *port).await? {
-                Ok(stream) => {
-                    let relay = Relay::over(stream).await.map_err(ComputeError::io("listen for", "ssh"))?;
-                    self.ssh_command(relay.port).await
+            Self::SshCommand { port, user, command, access } => {
+                match reach(provider, machine, *port).await? {
+                    Ok(stream) => ssh_command::run(stream, user, command, access).await,
+                    Err(waiting) => Ok(Err(waiting)),
                 }
-                Err(waiting) => Ok(Err(waiting)),
-            },
-        }
-    }
-
-    async fn ssh_command(&self, host_port: u16) -> Result<Result<(), Waiting>, ComputeError> {
-        let Self::SshCommand { user, key_file, command, .. } = self else { return Ok(Ok(())) };
-        let mut ssh = Command::new("ssh");
-        // The copy has its original's host key, which nobody can know here; the way to it is the loopback.
-        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"])
-            .args(["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"])
-            .args(["-o", "ConnectTimeout=8", "-o", "IdentitiesOnly=yes", "-i"])
-            .arg(key_file)
-            .args(["-p", &host_port.to_string(), "-l", user, "127.0.0.1", "--", command])
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        let output = match tokio::time::timeout(ATTEMPT_LIMIT, ssh.output()).await {
-            Err(_) => return not_yet(format!("{self} did not end within {} s", ATTEMPT_LIMIT.as_secs())),
-            Ok(Ok(output)) => output,
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(ComputeError::ProgramMissing {
-                    program: "ssh".into(),
-                    package: "openssh-client",
-                });
             }
-            Ok(Err(error)) => return Err(ComputeError::io("run", "ssh")(error)),
-        };
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim();
-        match output.status.code() {
-            Some(0) => Ok(Ok(())),
-            Some(SSH_FAILED) => not_yet(format!("{self} could not be run: {said}")),
-            Some(code) => not_yet(format!("{self} ended with status {code}: {said}")),
-            None => not_yet(format!("{self} was ended by a signal: {said}")),
         }
-    }
-}
-
-/// A port of the loopback through which one client reaches the guest, wherever that is.
-struct Relay {
-    port: u16,
-    task: JoinHandle<()>,
-}
-
-impl Relay {
-    async fn over(mut guest: TcpStream) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let port = listener.local_addr()?.port();
-        let task = tokio::spawn(async move {
-            if let Ok((mut client, _)) = listener.accept().await {
-                // How the connection ends is for the client to say.
-                let _ = tokio::io::copy_bidirectional(&mut client, &mut guest).await;
-            }
-        });
-        Ok(Self { port, task })
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -268,6 +205,8 @@ async fn http(mut stream: TcpStream, port: u16, path: &str, status: u16) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+
     use super::*;
 
     /// A connection to a server that sends this at once and then closes.

@@ -58,6 +58,14 @@ pub trait Provider: Send + Sync + fmt::Debug {
     /// When there is no such machine, or its text cannot be read.
     async fn console(&self, machine: MachineId, from: u64) -> Result<ConsoleText, ComputeError>;
 
+    /// Types on the guest's serial console, and waits until the guest has read it.
+    ///
+    /// # Errors
+    ///
+    /// When the machine does not run, its guest does not read (what it has not read is dropped), or the
+    /// provider has no way to it.
+    async fn write_console(&self, machine: MachineId, input: &[u8]) -> Result<(), ComputeError>;
+
     /// What the guest's screen shows, as a PNG.
     ///
     /// # Errors
@@ -107,6 +115,11 @@ pub trait Provider: Send + Sync + fmt::Debug {
         guest_port: u16,
         limit: Duration,
     ) -> Result<Reached, ComputeError>;
+
+    /// Why it copies no machine's disks to local files, as one clause; none when it does.
+    fn why_no_copies(&self) -> Option<String> {
+        Some("this provider copies no disks".into())
+    }
 
     /// The file in which a copy of a machine's disk would be kept.
     ///

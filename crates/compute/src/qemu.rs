@@ -11,6 +11,7 @@
 
 pub(crate) mod acceleration;
 pub(crate) mod command_line;
+mod console_input;
 pub(crate) mod mirror;
 mod networks;
 mod process;
@@ -179,6 +180,10 @@ impl Provider for QemuProvider {
         console::trim(&path).and_then(|()| console::read(&path, from)).map_err(ComputeError::io("read", path))
     }
 
+    async fn write_console(&self, machine: MachineId, input: &[u8]) -> Result<(), ComputeError> {
+        self.host.write_console(machine, input).await
+    }
+
     async fn screenshot(&self, machine: MachineId) -> Result<Vec<u8>, ComputeError> {
         let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
@@ -238,6 +243,10 @@ impl Provider for QemuProvider {
         limit: Duration,
     ) -> Result<Reached, ComputeError> {
         self.host.reach_guest(machine, guest_port, limit).await
+    }
+
+    fn why_no_copies(&self) -> Option<String> {
+        None
     }
 
     fn place_of_copy(

@@ -1,22 +1,51 @@
-//! The smallest guest: a boot sector that says something on the serial port and halts.
+//! The smallest guests: boot sectors that say something on the serial port.
 
-/// A boot sector of 512 bytes that writes a text of at most 480 bytes to the first serial port.
+/// At 0x7c00, with 16 bits: says the text that follows from `TEXT_AT` on, and goes on after the loop.
+const SAY: [u8; 19] = [
+    0x31, 0xc0, // xor ax, ax
+    0x8e, 0xd8, // mov ds, ax
+    0xbe, 0x00, 0x00, // mov si, text
+    0xac, // next: lodsb
+    0x08, 0xc0, // or al, al
+    0x74, 0x06, // jz end
+    0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xee, // out dx, al
+    0xeb, 0xf5, // jmp next
+    0x90, // end: nop
+];
+const HALT: [u8; 3] = [
+    0xf4, // rest: hlt
+    0xeb, 0xfd, // jmp rest
+];
+const ECHO: [u8; 15] = [
+    0xba, 0xfd, 0x03, // poll: mov dx, 0x3fd
+    0xec, // in al, dx
+    0xa8, 0x01, // test al, 1
+    0x74, 0xf8, // jz poll
+    0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xec, // in al, dx
+    0xee, // out dx, al
+    0xeb, 0xf1, // jmp poll
+];
+
+/// A boot sector of 512 bytes that writes a text of at most 480 bytes to the first serial port and halts.
 pub fn boot_sector(text: &str) -> Vec<u8> {
-    let mut sector = vec![
-        0x31, 0xc0, // xor ax, ax
-        0x8e, 0xd8, // mov ds, ax
-        0xbe, 0x15, 0x7c, // mov si, text
-        0xac, // next: lodsb
-        0x08, 0xc0, // or al, al
-        0x74, 0x06, // jz end
-        0xba, 0xf8, 0x03, // mov dx, 0x3f8
-        0xee, // out dx, al
-        0xeb, 0xf5, // jmp next
-        0xf4, // end: hlt
-        0xeb, 0xfd, // jmp end
-    ];
+    sector(text, &HALT)
+}
+
+/// The same, which then answers each byte that is typed on the port with that byte.
+pub fn echoing_boot_sector(text: &str) -> Vec<u8> {
+    sector(text, &ECHO)
+}
+
+fn sector(text: &str, then: &[u8]) -> Vec<u8> {
+    let text_at = 0x7c00 + u16::try_from(SAY.len() + then.len()).unwrap();
+    let mut sector = SAY.to_vec();
+    sector[5..7].copy_from_slice(&text_at.to_le_bytes());
+    sector.extend_from_slice(then);
     sector.extend_from_slice(text.as_bytes());
-    assert!(sector.len() <= 510, "the text is too long for a sector");
+    // A zero ends the text.
+    assert!(sector.len() < 510, "the text is too long for a sector");
     sector.resize(510, 0);
     sector.extend_from_slice(&[0x55, 0xaa]);
     sector

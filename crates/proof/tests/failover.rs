@@ -84,6 +84,12 @@ fn drills_and_failover_go_on_after_a_vault_that_is_killed_at_every_step() {
     install(&disk, "two login: ");
     let second = site.await_point_taken("a point after the drills");
 
+    // Agents take no application-consistent points; what is refused changes nothing.
+    let refused = site.lifeboat(["failover", "run", "source", "--point", "latest-app"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    let refused: Value = serde_json::from_slice(&refused.stderr).unwrap();
+    assert_eq!(refused["error"]["code"], "no_app_point", "{refused}");
+
     let failover = with_a_killed_vault(&site, &["failover", "run", "source", "--point", "latest"], 1);
     assert_eq!(failover["state"], "done", "{failover}");
     assert!(console(&site).contains("two login: "));
@@ -100,8 +106,25 @@ fn drills_and_failover_go_on_after_a_vault_that_is_killed_at_every_step() {
         assert_eq!(site.json(["machine", "list"]).as_array().unwrap().len(), 1);
         assert_eq!(site.json(["volume", "list"]).as_array().unwrap().len(), 1);
     }
-    assert_eq!(site.json(["failover", "commit", "source"])["state"], "done");
+    the_disks_are_copied(&site);
     the_source_is_fenced(&mut site, &disk, &points);
+}
+
+/// A commit is followed by the copying of the disks, although the vault is killed right after it.
+fn the_disks_are_copied(site: &Site) {
+    let commit = site.json(["failover", "commit", "source"]);
+    site.kill("vault");
+    assert_eq!(commit["state"], "done", "{commit}");
+    let copying = commit["next"].as_str().unwrap();
+    assert!(commit["message"].as_str().unwrap().contains(copying), "{commit}");
+    let ended = wait_for(&format!("the disks to be copied\n{}", site.logs()), || {
+        let output = site.lifeboat(["job", "show", copying]);
+        let job: Value = serde_json::from_slice(&output.stdout).ok()?;
+        (job["state"] != "running").then_some(job)
+    });
+    assert_eq!((&ended["kind"], &ended["state"]), (&"hydrate".into(), &"done".into()), "{ended}");
+    assert_eq!(site.json(["volume", "list"]), Value::Array(Vec::new()));
+    assert_eq!(site.json(["machine", "list"])[0]["state"], "running");
 }
 
 /// The agent has found out where it runs. This machine's own system is not on the protected disk, so

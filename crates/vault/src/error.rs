@@ -149,6 +149,27 @@ pub enum LookupError {
         /// The oldest and the newest point of the server.
         ends: Option<Box<[PointAt; 2]>>,
     },
+    /// No point that the server's applications have prepared.
+    #[error(
+        "{server} has no application-consistent point, since this version's agents take none; {}",
+        match filesystem {
+            Some(point) => format!(
+                "its newest file-system-consistent one is {point}: take that with --point {}, or latest-processed \
+                 for the newest of any kind",
+                point.id
+            ),
+            None => format!(
+                "take latest-processed, its newest point of any kind, or have file-system-consistent ones taken \
+                 with `lifeboat server set-policy {server} --filesystem-interval 1h`"
+            ),
+        }
+    )]
+    NoAppPoint {
+        /// The server's name.
+        server: String,
+        /// Its newest point for which all file systems were at rest.
+        filesystem: Option<PointAt>,
+    },
     /// More than one.
     #[error("{text:?} is the beginning of more than one {what}{}; say more of it", listed(": ", matching))]
     Ambiguous {
@@ -212,7 +233,9 @@ impl VaultError {
         match self {
             Self::Invalid(_) => 400,
             Self::Upload(UploadRefusal::Grant(_) | UploadRefusal::Foreign { .. }) => 403,
-            Self::Lookup(LookupError::Unknown { .. } | LookupError::NoPoint { .. })
+            Self::Lookup(
+                LookupError::Unknown { .. } | LookupError::NoPoint { .. } | LookupError::NoAppPoint { .. },
+            )
             | Self::Commit(CommitRefusal::ServerUnknown(_) | CommitRefusal::DiskUnknown(_)) => 404,
             Self::Lookup(LookupError::Ambiguous { .. })
             | Self::Commit(_)
@@ -270,6 +293,7 @@ impl VaultError {
             },
             Self::Lookup(LookupError::NoPoint { removed: Some(_), .. }) => "point_removed",
             Self::Lookup(LookupError::Unknown { .. } | LookupError::NoPoint { .. }) => "not_found",
+            Self::Lookup(LookupError::NoAppPoint { .. }) => "no_app_point",
             Self::Lookup(LookupError::Ambiguous { .. }) => "ambiguous",
             Self::Invalid(_) => "invalid",
             Self::Key(_) | Self::NoKey { .. } => "key_refused",

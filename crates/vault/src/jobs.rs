@@ -38,11 +38,13 @@ use tokio::sync::watch;
 
 use crate::catalog::{CatalogError, JobRow, RecoveryRow};
 use crate::error::VaultError;
+use crate::ssh_identity::{SshError, SshIdentity};
 use crate::vault::Vault;
 use crate::volumes::{Volumes, VolumesError};
 
 pub use conflicts::Conflict;
-pub use request::{JobRequest, Step, Work};
+pub use hydration::Hydration;
+pub use request::{JobRequest, Next, Step, Work};
 pub use room::{MachineLimits, NoRoom};
 pub use steps::Interruption;
 
@@ -66,6 +68,9 @@ pub enum JobError {
         /// What can be cleaned up.
         drills: String,
     },
+    /// The vault's key for its servers' machines cannot be had.
+    #[error(transparent)]
+    Ssh(#[from] SshError),
     /// It does not fit to what there is.
     #[error(transparent)]
     Conflict(#[from] Conflict),
@@ -97,11 +102,15 @@ pub struct Jobs {
     vault: Arc<Vault>,
     volumes: Arc<Volumes>,
     provider: Arc<dyn Provider>,
+    /// With what commands are run in machines.
+    ssh: SshIdentity,
     clock: fn() -> Timestamp,
     /// For tests: what happens around steps.
     interruption: Arc<dyn Interruption>,
     /// How much machines may take together.
     limits: Mutex<MachineLimits>,
+    /// How disks are copied once a failover is final; not by themselves if none.
+    hydration: Mutex<Option<Hydration>>,
     /// Held while a machine's network and address are chosen and noted.
     placing: tokio::sync::Mutex<()>,
     /// Held while it is decided whether a job may begin.
@@ -130,9 +139,22 @@ impl Jobs {
         interruption: Arc<dyn Interruption>,
     ) -> Arc<Self> {
         let vault = Arc::clone(volumes.vault());
+        let ssh = SshIdentity::new(vault.state_path(), vault.id());
         let (placing, beginning) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
-        let (limits, at_work) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { vault, volumes, provider, clock, interruption, limits, placing, beginning, at_work })
+        let (limits, hydration, at_work) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self {
+            vault,
+            volumes,
+            provider,
+            ssh,
+            clock,
+            interruption,
+            limits,
+            hydration,
+            placing,
+            beginning,
+            at_work,
+        })
     }
 
     /// Sets how much machines may take together, for drills that begin from now on.
@@ -144,6 +166,11 @@ impl Jobs {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sets how disks are copied once a failover is final, from the next commit on; not by themselves if none.
+    pub fn set_hydration(&self, hydration: Option<Hydration>) {
+        *self.hydration.lock().unwrap_or_else(PoisonError::into_inner) = hydration;
+    }
+
     /// Goes on with all jobs that a former process has begun, and starts the machines again that
     /// ended with this machine or its vault. A guest that has shut itself down stays off.
     ///
@@ -151,9 +178,10 @@ impl Jobs {
     /// When the catalog fails.
     pub async fn resume(self: &Arc<Self>) -> Result<(), JobError> {
         let under_way = self.vault.catalog().jobs_under_way().await?;
-        let has_job = |server| under_way.iter().any(|job| job.server == server);
+        let is_in_work =
+            |server| under_way.iter().any(|job| job.server == server && job.request.starts_or_removes());
         for recovery in self.vault.catalog().recoveries().await? {
-            if !has_job(recovery.server) {
+            if !is_in_work(recovery.server) {
                 self.start_again(&recovery).await;
             }
         }
@@ -207,30 +235,49 @@ impl Jobs {
         if let Some(text) = request.named_point() {
             self.vault.find_point(server, text).await?;
         }
-        if matches!(request, JobRequest::Drill { .. } | JobRequest::Failover { .. }) {
+        if request.makes_machine() {
             self.attachment(server, &request, &self.target_of(server).await?).await?;
         }
         if matches!(request, JobRequest::Drill { .. }) {
             self.check_room(server, &under_way).await?;
         }
-        let work = Work::new(self.vault.randomness(), recovery.as_ref())?;
-        let job = JobRow {
-            id: JobId::new(crate::random::number(self.vault.randomness()).map_err(VaultError::from)?),
+        if let (JobRequest::Hydrate { .. }, Some(recovery)) = (&request, &recovery)
+            && let Some(why) = self.provider.why_no_copies()
+        {
+            return Err(ComputeError::NotSupported { machine: recovery.machine, why }.into());
+        }
+        let job = self.new_job(self.new_id()?, server, request, recovery.as_ref())?;
+        catalog.insert_job(&job).await?;
+        tracing::info!(job = %job.id, %server, "{}", job.request.sentence());
+        self.work_on(job.clone());
+        Ok(job)
+    }
+
+    fn new_id(&self) -> Result<JobId, VaultError> {
+        Ok(JobId::new(crate::random::number(self.vault.randomness())?))
+    }
+
+    /// A job of which nothing is done yet.
+    fn new_job(
+        &self,
+        id: JobId,
+        server: ServerId,
+        request: JobRequest,
+        recovery: Option<&RecoveryRow>,
+    ) -> Result<JobRow, VaultError> {
+        Ok(JobRow {
+            id,
             server,
             steps: request.steps().into_iter().map(crate::catalog::StepRow::new).collect(),
             request,
-            work,
+            work: Work::new(self.vault.randomness(), recovery)?,
             state: lifeboat_api::JobState::Running,
             cancel: false,
             begun: (self.clock)(),
             ended: None,
             message: None,
             report: None,
-        };
-        catalog.insert_job(&job).await?;
-        tracing::info!(job = %job.id, %server, "{}", job.request.sentence());
-        self.work_on(job.clone());
-        Ok(job)
+        })
     }
 
     /// Ends a job and removes what it made. Asking again changes nothing.
@@ -275,10 +322,18 @@ impl Jobs {
 
     /// Lets the work on all jobs end where it is, and waits for that.
     pub async fn pause(&self) {
-        let senders: Vec<_> = self.at_work().values().cloned().collect();
-        for sender in senders {
-            sender.send_replace(Order::Pause);
-            sender.closed().await;
+        // Again and again: one that ends may have begun the one that follows it.
+        loop {
+            let senders: Vec<_> = self.at_work().values().cloned().collect();
+            if senders.is_empty() {
+                return;
+            }
+            for sender in senders {
+                sender.send_replace(Order::Pause);
+                sender.closed().await;
+            }
+            // Whoever has panicked has left its own.
+            self.at_work().retain(|_, sender| !sender.is_closed());
         }
     }
 

@@ -32,6 +32,7 @@ pub mod rpo;
 mod serve;
 pub mod server_state;
 mod settings;
+mod ssh_identity;
 mod state_directory;
 mod store;
 mod stored_file;
@@ -49,7 +50,10 @@ pub use random::{NoRandomness, Randomness, SystemRandomness};
 pub use requests::request as api_request;
 pub use revoked::{Revoked, RevokedError};
 pub use serve::{RunningVault, ServeError, serve};
-pub use settings::{MachineProvider, MachineSettings, MergeSettings, NbdSettings, Settings, SettingsError};
+pub use settings::{
+    HydrationSettings, MachineProvider, MachineSettings, MergeSettings, NbdSettings, Settings, SettingsError,
+};
+pub use ssh_identity::SshError;
 pub use state_directory::{StateDirectory, StateError};
 pub use store::{Created, ObjectWriter, Store, StoreError};
 pub use vault::Vault;

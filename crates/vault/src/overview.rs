@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_api as api;
-use lifeboat_model::{PointId, ServerId};
+use lifeboat_model::{PointId, PointKind, ServerId};
 use lifeboat_wire::agent::DiskReport;
 use lifeboat_wire::event::Severity;
 
@@ -16,6 +16,10 @@ use crate::vault::{Vault, unknown};
 
 /// Events in a status.
 const ATTENTION: u32 = 10;
+/// The words that mean the newest point of any kind.
+pub(crate) const LATEST: [&str; 2] = ["latest", "latest-processed"];
+/// The word that means the newest point that the server's applications have prepared.
+const LATEST_APP: &str = "latest-app";
 
 impl Vault {
     /// The server that an operator means: by its name, its id or a unique beginning of either.
@@ -41,13 +45,16 @@ impl Vault {
         }
     }
 
-    /// The point of a server that an operator means: `latest`, an id, a unique beginning of one, or
-    /// a time, which means the newest point not after it.
+    /// The point of a server that an operator means: `latest` or `latest-processed`, `latest-app`, an id, a
+    /// unique beginning of one, or a time, which means the newest point not after it.
     ///
     /// # Errors
     /// When there is none or more than one, or the catalog fails.
     pub async fn find_point(&self, server: ServerId, text: &str) -> Result<PointId, VaultError> {
-        if text == "latest" {
+        if text == LATEST_APP {
+            return self.latest_app(server).await;
+        }
+        if LATEST.contains(&text) {
             let newest = self.catalog.newest(server).await?;
             return match newest {
                 Some(newest) => Ok(newest.point),
@@ -76,6 +83,19 @@ impl Vault {
                 Err(LookupError::Ambiguous { what: "point", text: text.to_owned(), matching }.into())
             }
         }
+    }
+
+    async fn latest_app(&self, server: ServerId) -> Result<PointId, VaultError> {
+        if let Some((point, _)) = self.catalog.newest_of_kind(server, PointKind::Application).await? {
+            return Ok(point);
+        }
+        if self.catalog.newest(server).await?.is_none() {
+            return Err(self.no_point(server, LATEST_APP, None).await);
+        }
+        let name = self.catalog.server(server).await?.map_or_else(|| server.to_string(), |row| row.name);
+        let filesystem = self.catalog.newest_of_kind(server, PointKind::Filesystem).await?;
+        let filesystem = filesystem.map(|(id, time)| PointAt { id, time });
+        Err(LookupError::NoAppPoint { server: name, filesystem }.into())
     }
 
     /// The error for an id, or its beginning, that no point of a server has.

@@ -136,6 +136,7 @@ impl RunningVault {
         look_at(Arc::clone(&provider));
         let jobs = Jobs::new(Arc::clone(&volumes), provider, Timestamp::now, Arc::new(()));
         jobs.set_limits(settings.machines.limits());
+        jobs.set_hydration(settings.machines.hydration.wanted());
         let service = VaultService { vault, volumes, jobs, revoked, clock: Timestamp::now };
         Ok(Self { settings, service, tls: Arc::new(tls), nbd_tls, listener })
     }

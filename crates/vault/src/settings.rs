@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use lifeboat_compute::AccelerationChoice;
+use lifeboat_compute::{AccelerationChoice, DiskFormat};
 use lifeboat_model::Span;
 use serde::Deserialize;
 
-use crate::jobs::MachineLimits;
+use crate::jobs::{Hydration, MachineLimits};
 use crate::retention::RetentionSettings;
 
 /// The settings of a vault, as its TOML file has them. `vault.example.toml` explains each.
@@ -69,11 +69,40 @@ pub struct MachineSettings {
     pub memory_mib_max: Option<u64>,
     /// The same for processors. A machine that runs alone may have more.
     pub cpus_max: Option<u32>,
+    /// How the disks of a machine are copied once its failover is final.
+    pub hydration: HydrationSettings,
 }
 
 impl MachineSettings {
     pub(crate) const fn limits(&self) -> MachineLimits {
         MachineLimits { memory_mib: self.memory_mib_max, cpus: self.cpus_max }
+    }
+}
+
+/// How the disks of a machine are copied to this site's storage by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HydrationSettings {
+    /// It begins when a failover was made final. Otherwise an operator begins it.
+    pub after_commit: bool,
+    /// How the copies are kept.
+    pub format: DiskFormat,
+    /// Bytes a second that the copy of each disk takes; 0 is no limit.
+    pub bytes_per_second: u64,
+}
+
+impl Default for HydrationSettings {
+    fn default() -> Self {
+        // A terabyte in some four hours, and most of a disk's speed left to the guest.
+        Self { after_commit: true, format: DiskFormat::Qcow2, bytes_per_second: 64 << 20 }
+    }
+}
+
+impl HydrationSettings {
+    /// What begins after a commit, if something does.
+    pub(crate) fn wanted(self) -> Option<Hydration> {
+        let bytes_per_second = Some(self.bytes_per_second).filter(|limit| *limit > 0);
+        self.after_commit.then_some(Hydration { format: self.format, bytes_per_second })
     }
 }
 

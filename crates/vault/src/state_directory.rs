@@ -6,6 +6,7 @@
 //! | `vault.id` | the vault's id |
 //! | `master.key` | the key that wraps all disk keys, 64 hexadecimal digits; **back it up** |
 //! | `catalog.sqlite` | the catalog; can be rebuilt from the store and the master key |
+//! | `ssh/` | the key with which the vault logs in to servers' machines, and their host keys |
 //! | `lock` | held by the process that uses the directory |
 //! | `store/` | the object store, unless it is elsewhere |
 

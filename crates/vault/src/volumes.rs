@@ -329,6 +329,20 @@ impl Volumes {
         Ok(disks.iter().map(local).collect())
     }
 
+    /// Whether there is a volume of this id.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub(crate) async fn is_open(&self, id: VolumeId) -> Result<bool, VolumesError> {
+        Ok(self.row(id).await?.is_some())
+    }
+
+    /// Bytes of each disk of a volume that are no zeroes, at most; nothing of one that is not served now.
+    pub(crate) async fn data_bytes(&self, id: VolumeId) -> BTreeMap<DiskNumber, u64> {
+        let disks = self.served.lock().await.get(&id).map(|open| open.disks.clone()).unwrap_or_default();
+        disks.into_iter().map(|(disk, open)| (disk, open.data_bytes())).collect()
+    }
+
     async fn row(&self, id: VolumeId) -> Result<Option<VolumeRow>, VolumesError> {
         let rows = self.vault.catalog().volumes().await.map_err(VaultError::from)?;
         Ok(rows.into_iter().find(|row| row.id == id))

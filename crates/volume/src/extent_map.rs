@@ -150,6 +150,13 @@ impl ExtentMap {
         })
     }
 
+    /// How many blocks are in frames.
+    #[must_use]
+    pub fn data_blocks(&self) -> u64 {
+        let all = Extent { first: 0, blocks: self.disk_blocks };
+        self.spans(all).filter(|span| span.place != Place::Zeroes).map(|span| span.extent.blocks).sum()
+    }
+
     /// The first block from `from` on that is in a frame.
     #[must_use]
     pub fn next_data(&self, from: u64) -> Option<u64> {

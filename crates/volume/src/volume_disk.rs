@@ -61,6 +61,13 @@ impl VolumeDisk {
         self.overlay.as_ref().map_or(0, |overlay| overlay.written_bytes())
     }
 
+    /// Bytes that are no zeroes, at most: what is written twice, in the point and over it, counts twice.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        let in_point = self.point.map().data_blocks().saturating_mul(BLOCK);
+        in_point.saturating_add(self.overlay_bytes()).min(self.point.size_bytes())
+    }
+
     fn overlay(&self) -> Result<&Arc<Overlay>, ExportError> {
         self.overlay.as_ref().ok_or_else(|| ExportError::NotPermitted("the volume is read-only".into()))
     }

@@ -12,6 +12,7 @@ use super::Host;
 use super::domain::target_of;
 use super::settings::START_LIMIT;
 use super::status::Observed;
+use super::uri::Uri;
 use crate::directory::{LocalCopy, MachineDirectory, MachineState, Stage};
 use crate::error::ComputeError;
 use crate::hydration::{Asked, DiskHydration, HydrationState, HydrationTarget, asked};
@@ -26,6 +27,14 @@ struct Progress {
 }
 
 impl Host {
+    /// Why disks are not copied, if they are not.
+    pub(crate) fn why_no_copies(&self) -> Option<String> {
+        let Uri { shown, is_local, .. } = self.virsh.uri();
+        let why =
+            || format!("{shown} is another host, and disks are copied to files of the vault's machine only");
+        (!is_local).then(why)
+    }
+
     /// The caller holds the machine's lock.
     pub(crate) async fn begin_copy(
         &self,
@@ -33,11 +42,7 @@ impl Host {
         disk: DiskNumber,
         target: &HydrationTarget,
     ) -> Result<(), ComputeError> {
-        if !self.virsh.uri().is_local {
-            let why = format!(
-                "{} is another host, and disks are copied to files of the vault's machine only",
-                self.virsh.uri().shown
-            );
+        if let Some(why) = self.why_no_copies() {
             return Err(ComputeError::NotSupported { machine, why });
         }
         let directory = self.machines.directory(machine);

@@ -4,7 +4,7 @@ use lifeboat_model::{DiskNumber, SMBIOS_MANUFACTURER, SMBIOS_PRODUCT};
 use serde_json::{Value, json};
 
 use super::taps::tap_name;
-use crate::directory::{CONSOLE, QMP, VARIABLES};
+use crate::directory::{CONSOLE, CONSOLE_SOCKET, QMP, VARIABLES};
 use crate::network::{Attachment, Forward, NicModel, Subnet};
 use crate::places::{Function, NICS_MAX, Places, SLOT_NIC_FIRST, SLOT_RANDOM, SLOT_VGA, SataPort};
 use crate::spec::{DiskAddress, DiskBus, DiskFormat, Firmware, MachineDisk, MachineSpec};
@@ -123,7 +123,12 @@ impl Line {
         }
         self.add("-chardev", format!("socket,id=qmp,path={QMP},server=on,wait=off"));
         self.add("-mon", "chardev=qmp,mode=control");
-        self.add("-chardev", format!("file,id=console,path={CONSOLE},append=on"));
+        self.add(
+            "-chardev",
+            format!(
+                "socket,id=console,path={CONSOLE_SOCKET},server=on,wait=off,logfile={CONSOLE},logappend=on"
+            ),
+        );
         self.add("-serial", "chardev:console");
         self.add("-display", "none");
         self.json("-device", &json!({ "driver": "VGA", "id": "vga", "addr": pci(SLOT_VGA, 0) }));

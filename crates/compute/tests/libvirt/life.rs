@@ -41,6 +41,9 @@ async fn a_machine_starts_shows_itself_and_goes_without_a_trace() {
     });
     lit.await.expect("the screen stays black");
 
+    let unable = provider.write_console(spec.id, b"x").await.unwrap_err().to_string();
+    assert!(unable.contains("can only be read") && unable.contains("over SSH"), "{unable}");
+
     assert_eq!(site.processes(spec.id).len(), 1);
     assert_eq!(provider.machines().await.unwrap(), [spec.id]);
     provider.remove(spec.id).await.unwrap();

@@ -19,6 +19,21 @@ screen: lodsb
 words:  .asciz  "UP\r\n"
 "#;
 
+/// Says UP, and then whatever is typed on its serial port.
+pub const ECHOES: &str = r#"
+        leaw    words, %si
+        call    say
+poll:   movw    $0x3fd, %dx
+        inb     %dx, %al
+        testb   $1, %al
+        jz      poll
+        movw    $0x3f8, %dx
+        inb     %dx, %al
+        outb    %al, %dx
+        jmp     poll
+words:  .asciz  "UP\r\n"
+"#;
+
 /// Says what the second sector of its disk says.
 pub const READS: &str = r#"
         movb    $0x42, %ah

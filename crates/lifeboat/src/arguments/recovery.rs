@@ -14,7 +14,8 @@ pub enum FailoverCommand {
         /// Name, id or unique beginning of an id.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
-        /// latest, a point's id or its unique beginning, or a time.
+        /// latest, latest-app (the newest application-consistent one), a point's id or its unique beginning, or
+        /// a time.
         #[arg(long, default_value = "latest")]
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,
@@ -49,8 +50,8 @@ pub enum FailoverCommand {
         /// Name, id or unique beginning of an id.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
-        /// latest (the source is asked for a last point first), latest-processed, a point's id or its
-        /// unique beginning, or a time.
+        /// latest (the source is asked for a last point first), latest-processed, latest-app (the newest
+        /// application-consistent one), a point's id or its unique beginning, or a time.
         #[arg(long)]
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,
@@ -68,6 +69,10 @@ pub enum FailoverCommand {
         /// Name, id or unique beginning of an id.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
+        /// The network that the copy joins; `own` for one of its own. What the target and the mappings say
+        /// when absent.
+        #[arg(long, value_name = "NETWORK|own")]
+        network: Option<String>,
         /// Come back at once with the job.
         #[arg(long)]
         no_wait: bool,
@@ -77,7 +82,7 @@ pub enum FailoverCommand {
         /// Name, id or unique beginning of an id.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
-        /// latest-processed, a point's id or its unique beginning, or a time.
+        /// latest-processed, latest-app, a point's id or its unique beginning, or a time.
         #[arg(long)]
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         point: String,
@@ -121,14 +126,21 @@ pub enum MachineCommand {
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
     },
-    /// What a server's machine has written to its serial console.
+    /// The serial console of a server's machine.
+    ///
+    /// On a terminal it is used as if one sat before it; Ctrl-] leaves. Elsewhere, and with --output json, it shows
+    /// what the machine has written so far.
     Console {
         /// Name, id or unique beginning of an id.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         server: String,
-        /// Go on with what it writes, until Ctrl-C.
+        /// Only show, and go on with what it writes until Ctrl-C.
         #[arg(long)]
         follow: bool,
+        /// Type what standard input has, to its end, and print what the machine writes then until it is silent for
+        /// a second.
+        #[arg(long, conflicts_with = "follow")]
+        input: bool,
     },
     /// Copy the disks of a server that has failed over to files of the recovery site while its machine runs, and
     /// let it go on with them: from then on it no longer needs the vault's volume.
@@ -206,6 +218,9 @@ pub enum TargetCommand {
     },
     /// Set how it is to look the next time it is started; what is not named stays.
     Set(TargetArguments),
+    /// The key with which the vault runs commands in machines (probe `run=…`): one line for the
+    /// `authorized_keys` of servers.
+    SshKey,
 }
 
 #[derive(Args)]
@@ -241,8 +256,9 @@ pub struct TargetArguments {
     /// `none` when it has no fixed one.
     #[arg(long, value_name = "ADDRESS|none")]
     pub address: Option<String>,
-    /// What shows that it is up: console=TEXT, tcp=PORT, ssh=PORT or http=PORT/PATH[=STATUS]; repeatable,
-    /// all have to pass; `default` for a login on the console or an SSH banner.
+    /// What shows that it is up: console=TEXT, tcp=PORT, ssh=PORT, http=PORT/PATH[=STATUS], or
+    /// run[@USER][:PORT]=COMMAND, which succeeds over SSH (as root on port 22, with the key of `target
+    /// ssh-key`); repeatable, all have to pass; `default` for a login on the console or an SSH banner.
     #[arg(long = "probe", value_name = "PROBE|default")]
     pub probes: Vec<String>,
     /// In which time it has to come up.

@@ -1,6 +1,6 @@
 //! `lifeboat failover …`.
 
-use lifeboat_api::{ChangePoint, CleanUp, Failover, TestFailover};
+use lifeboat_api::{ChangePoint, CleanUp, Failover, PlannedFailover, TestFailover};
 
 use crate::arguments::{FailoverCommand, SiteArguments};
 use crate::command::job::finish;
@@ -20,7 +20,9 @@ pub async fn run(arguments: &SiteArguments, command: FailoverCommand) -> Result<
         FailoverCommand::Run { server, point, network, no_wait } => {
             (vault.failover(&server, &Failover { point, network }).await?, no_wait, None)
         }
-        FailoverCommand::Plan { server, no_wait } => (vault.planned_failover(&server).await?, no_wait, None),
+        FailoverCommand::Plan { server, network, no_wait } => {
+            (vault.planned_failover(&server, &PlannedFailover { network }).await?, no_wait, None)
+        }
         FailoverCommand::ChangePoint { server, point, no_wait } => {
             (vault.change_point(&server, &ChangePoint { point }).await?, no_wait, None)
         }

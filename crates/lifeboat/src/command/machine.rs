@@ -1,18 +1,13 @@
 //! `lifeboat machine …`.
 
-use std::io::Write as _;
-use std::time::Duration;
-
 use lifeboat_api::{Hydrate, LocalFormat, Machine, MachinePurpose, MachineState};
 
 use crate::arguments::{LocalFormatArgument, MachineCommand, Output, SiteArguments};
+use crate::command::console;
 use crate::command::job::finish;
 use crate::failure::{Answer, Failure};
 use crate::site;
 use crate::table::{print_json, print_line, print_table, time};
-
-/// Time between two looks at a console that is followed.
-const FOLLOW: Duration = Duration::from_millis(500);
 
 pub async fn run(arguments: &SiteArguments, command: MachineCommand) -> Result<Answer, Failure> {
     let vault = site::connect(arguments)?;
@@ -26,23 +21,8 @@ pub async fn run(arguments: &SiteArguments, command: MachineCommand) -> Result<A
             let machine = vault.machine(&server).await?;
             if json { print_json(&machine)? } else { print_machine(&machine) }
         }
-        MachineCommand::Console { server, follow } => {
-            let mut console = vault.console(&server, 0).await?;
-            if json && !follow {
-                print_json(&console)?;
-                return Ok(Answer::Done);
-            }
-            loop {
-                let mut out = std::io::stdout();
-                // A reader that has gone away is no error, and nobody follows any more.
-                if out.write_all(console.text.as_bytes()).and_then(|()| out.flush()).is_err() || !follow {
-                    break;
-                }
-                if console.text.is_empty() {
-                    tokio::time::sleep(FOLLOW).await;
-                }
-                console = vault.console(&server, console.next).await?;
-            }
+        MachineCommand::Console { server, follow, input } => {
+            return console::run(arguments, &vault, &server, console::Use { follow, input }).await;
         }
         MachineCommand::Hydrate { server, format, limit, no_wait } => {
             let format = match format {

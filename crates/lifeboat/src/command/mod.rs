@@ -1,6 +1,7 @@
 //! One module a noun.
 
 pub mod certificate;
+pub mod console;
 pub mod drill;
 pub mod event;
 pub mod export;

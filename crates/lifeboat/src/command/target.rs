@@ -18,6 +18,15 @@ pub async fn run(arguments: &SiteArguments, command: TargetCommand) -> Result<An
             let target = changed(vault.target(&settings.server).await?.into(), &settings)?;
             vault.set_target(&settings.server, &target).await?
         }
+        TargetCommand::SshKey => {
+            let key = vault.ssh_key().await?;
+            if arguments.output == Output::Json {
+                print_json(&key)?;
+            } else {
+                print_line(&key.public_key);
+            }
+            return Ok(Answer::Done);
+        }
     };
     if arguments.output == Output::Json {
         print_json(&target)?;
@@ -115,7 +124,8 @@ fn unless_none(text: &str) -> Option<String> {
 fn probe(text: &str) -> Result<Probe, Failure> {
     let wrong = || {
         Failure::new(format!(
-            "{text:?} is no probe: it is console=TEXT, tcp=PORT, ssh=PORT or http=PORT/PATH[=STATUS]"
+            "{text:?} is no probe: it is console=TEXT, tcp=PORT, ssh=PORT, http=PORT/PATH[=STATUS] or \
+             run[@USER][:PORT]=COMMAND"
         ))
     };
     let (kind, rest) = text.split_once('=').ok_or_else(wrong)?;
@@ -132,7 +142,16 @@ fn probe(text: &str) -> Result<Probe, Failure> {
             let (number, path) = place.split_once('/').unwrap_or((place, ""));
             Probe::Http { port: port(number)?, path: format!("/{path}"), status }
         }
-        _ => return Err(wrong()),
+        _ => {
+            let place = kind.strip_prefix("run").filter(|_| !rest.is_empty()).ok_or_else(wrong)?;
+            let (user, number) = place.split_once(':').map_or((place, None), |(user, at)| (user, Some(at)));
+            let user = match (user, user.strip_prefix('@')) {
+                ("", _) => "root",
+                (_, Some(user)) if !user.is_empty() => user,
+                _ => return Err(wrong()),
+            };
+            Probe::Run { command: rest.to_owned(), user: user.to_owned(), port: number.map_or(Ok(22), port)? }
+        }
     })
 }
 
@@ -190,6 +209,9 @@ fn words(probe: &Probe) -> String {
         Probe::Tcp { port } => format!("it accepts connections on port {port}"),
         Probe::Ssh { port } => format!("SSH greets on port {port}"),
         Probe::Http { port, path, status } => format!("HTTP on port {port} answers {path} with {status}"),
+        Probe::Run { command, user, port } => {
+            format!("`{command}` succeeds over SSH as {user} on port {port}")
+        }
     }
 }
 
@@ -206,6 +228,15 @@ mod tests {
         assert_eq!(probe("http=80").unwrap(), http(80, "/", 200));
         assert_eq!(probe("http=8080/health?deep=1=204").unwrap(), http(8080, "/health?deep=1", 204));
         assert_eq!(probe("console=login: =").unwrap(), Probe::Console { text: "login: =".into() });
+        let run =
+            |user: &str, port, command: &str| Probe::Run { command: command.into(), user: user.into(), port };
+        assert_eq!(probe("run=test -e /a=b").unwrap(), run("root", 22, "test -e /a=b"));
+        assert_eq!(probe("run@backup=pg_isready").unwrap(), run("backup", 22, "pg_isready"));
+        assert_eq!(probe("run:2222=true").unwrap(), run("root", 2222, "true"));
+        assert_eq!(probe("run@a.b:2222=true").unwrap(), run("a.b", 2222, "true"));
+        for text in ["run", "run=", "run@=true", "run:=true", "run:0=true", "runs=true", "run@a:b=true"] {
+            assert!(probe(text).is_err(), "{text}");
+        }
         for text in ["", "ssh", "ssh=0", "tcp=70000", "console=", "ping=1"] {
             assert!(probe(text).is_err(), "{text}");
         }

@@ -81,6 +81,24 @@ impl Catalog {
     /// When the catalog fails.
     pub async fn insert_job(&self, job: &JobRow) -> Result<(), CatalogError> {
         let mut transaction = self.begin().await?;
+        self.put_new_job(&mut transaction, job).await?;
+        self.commit(transaction).await
+    }
+
+    /// Stores that a job has ended, and together with that the one that follows it, if one does.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn end_job(&self, job: &JobRow, next: Option<&JobRow>) -> Result<(), CatalogError> {
+        let mut transaction = self.begin().await?;
+        self.put_job(&mut transaction, job).await?;
+        if let Some(next) = next {
+            self.put_new_job(&mut transaction, next).await?;
+        }
+        self.commit(transaction).await
+    }
+
+    async fn put_new_job(&self, connection: &mut Connection, job: &JobRow) -> Result<(), CatalogError> {
         let statement = query(
             "INSERT INTO jobs (id, number, server, request, work, state, cancel, begun_ns) SELECT $1, \
              (SELECT COALESCE(MAX(number), 0) + 1 FROM jobs), $2, $3, $4, $5, $6, $7",
@@ -92,9 +110,8 @@ impl Catalog {
         .bind(word("state", &job.state)?)
         .bind(job.cancel)
         .bind(time_ns(job.begun)?);
-        self.run(&mut transaction, statement).await?;
-        self.put_steps(&mut transaction, job).await?;
-        self.commit(transaction).await
+        self.run(connection, statement).await?;
+        self.put_steps(connection, job).await
     }
 
     /// Stores the new state of a job with all its steps. Whether it was cancelled is not touched.
@@ -103,6 +120,11 @@ impl Catalog {
     /// When the catalog fails.
     pub async fn update_job(&self, job: &JobRow) -> Result<(), CatalogError> {
         let mut transaction = self.begin().await?;
+        self.put_job(&mut transaction, job).await?;
+        self.commit(transaction).await
+    }
+
+    async fn put_job(&self, connection: &mut Connection, job: &JobRow) -> Result<(), CatalogError> {
         let statement = query(
             "UPDATE jobs SET work = $2, state = $3, ended_ns = $4, message = $5, report = $6 WHERE id = $1",
         )
@@ -112,9 +134,8 @@ impl Catalog {
         .bind(job.ended.map(time_ns).transpose()?)
         .bind(job.message.clone())
         .bind(job.report.as_ref().map(|report| json_text("report", report)).transpose()?);
-        self.run(&mut transaction, statement).await?;
-        self.put_steps(&mut transaction, job).await?;
-        self.commit(transaction).await
+        self.run(connection, statement).await?;
+        self.put_steps(connection, job).await
     }
 
     async fn put_steps(&self, connection: &mut Connection, job: &JobRow) -> Result<(), CatalogError> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use lifeboat_model::{Digest, DiskNumber, Epoch, Part, PointId, ServerId};
+use lifeboat_model::{Digest, DiskNumber, Epoch, Part, PointId, PointKind, ServerId};
 use sqlx::{AssertSqlSafe, query};
 
 use super::CatalogError;
@@ -119,6 +119,24 @@ impl Catalog {
                 .bind(server.to_string())
                 .bind(time_ns(time)?);
         self.optional(statement).await?.map(|row| row.parsed("id")).transpose()
+    }
+
+    /// The newest point of a server that guarantees just this, with its time T.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn newest_of_kind(
+        &self,
+        server: ServerId,
+        kind: PointKind,
+    ) -> Result<Option<(PointId, Timestamp)>, CatalogError> {
+        let statement = query(
+            "SELECT id, time_ns FROM points WHERE server = $1 AND kind = $2 ORDER BY number DESC LIMIT 1",
+        )
+        .bind(server.to_string())
+        .bind(kind.as_str());
+        let row = self.optional(statement).await?;
+        row.map(|row| Ok((row.parsed("id")?, row.time("time_ns")?))).transpose()
     }
 
     /// What the next commit of a server has to follow; none before the first.

@@ -4,9 +4,10 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use bytes::Bytes;
 use lifeboat_api::{
-    ChangePoint, CleanUp, Console, ErrorBody, Failover, Hydrate, Job, LocalFormat, Machine, Readiness,
-    Target, TargetSettings, TestFailover,
+    ChangePoint, CleanUp, Console, ErrorBody, Failover, Hydrate, Job, LocalFormat, Machine, PlannedFailover,
+    Readiness, SshKey, Target, TargetSettings, TestFailover,
 };
 use lifeboat_compute::{ComputeError, DiskFormat};
 use lifeboat_transport::{ApiError, OperatorPeer, StatusCode};
@@ -23,6 +24,8 @@ const JOBS_DEFAULT: u32 = 50;
 const JOBS_MAX: u32 = 1000;
 /// Bytes of a point's name, and of a note.
 const TEXT_MAX: usize = 2000;
+/// Bytes that are typed on a console at once.
+const CONSOLE_INPUT_MAX: usize = 64 << 10;
 
 pub(super) fn routes() -> OpenApiRouter<VaultService> {
     OpenApiRouter::new()
@@ -39,9 +42,10 @@ pub(super) fn routes() -> OpenApiRouter<VaultService> {
         .routes(routes!(retry))
         .routes(routes!(machines))
         .routes(routes!(machine))
-        .routes(routes!(console))
+        .routes(routes!(console, write_console))
         .routes(routes!(screenshot))
         .routes(routes!(target, set_target))
+        .routes(routes!(ssh_key))
         .routes(routes!(readiness))
 }
 
@@ -91,14 +95,17 @@ async fn failover(
 /// Has the source stop its services and send its last write, and then starts the copy.
 #[utoipa::path(
     post, path = "/v1/servers/{server}/failover/planned", params(("server" = String, Path)),
+    request_body = Option<PlannedFailover>,
     responses((status = 202, body = Job), (status = "default", body = ErrorBody))
 )]
 async fn planned_failover(
     State(service): State<VaultService>,
     _: OperatorPeer,
     Path(server): Path<String>,
+    body: Option<Json<PlannedFailover>>,
 ) -> Result<(StatusCode, Json<Job>), ApiError> {
-    begin(&service, &server, JobRequest::PlannedFailover).await
+    let network = body.and_then(|Json(body)| body.network);
+    begin(&service, &server, JobRequest::PlannedFailover { network }).await
 }
 
 /// Starts the copy that took over anew, from another point. What it has written is gone then.
@@ -290,6 +297,27 @@ async fn console(
     Ok(Json(service.jobs.console(server, query.from.unwrap_or(0)).await?))
 }
 
+/// Types on the serial console of a server's machine, at most 65,536 bytes; answers when its guest has read them.
+#[utoipa::path(
+    post, path = "/v1/servers/{server}/machine/console", params(("server" = String, Path)),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 204), (status = "default", body = ErrorBody))
+)]
+async fn write_console(
+    State(service): State<VaultService>,
+    _: OperatorPeer,
+    Path(server): Path<String>,
+    input: Bytes,
+) -> Result<StatusCode, ApiError> {
+    if input.len() > CONSOLE_INPUT_MAX {
+        let why = format!("at most {CONSOLE_INPUT_MAX} bytes are typed on a console at once");
+        return Err(VaultError::Invalid(why).into());
+    }
+    let server = service.vault.find_server(&server).await?;
+    service.jobs.write_console(server, &input).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// The screen of a server's machine.
 #[utoipa::path(
     get, path = "/v1/servers/{server}/machine/screenshot", params(("server" = String, Path)),
@@ -337,6 +365,15 @@ async fn set_target(
     Ok(Json(service.jobs.target_of(server).await?))
 }
 
+/// The key with which the vault logs in to servers' machines, to run commands that show whether they are up.
+#[utoipa::path(
+    get, path = "/v1/ssh-key",
+    responses((status = 200, body = SshKey), (status = "default", body = ErrorBody))
+)]
+async fn ssh_key(State(service): State<VaultService>, _: OperatorPeer) -> Result<Json<SshKey>, ApiError> {
+    Ok(Json(service.jobs.ssh_key().await?))
+}
+
 /// Whether a server would start at the recovery site, and what to change while it still runs.
 #[utoipa::path(
     get, path = "/v1/servers/{server}/readiness", params(("server" = String, Path)),
@@ -364,6 +401,9 @@ impl std::convert::From<JobError> for ApiError {
                 Self::new(status, conflict.code(), conflict.to_string())
             }
             JobError::Compute(error) => compute_error(&error),
+            error @ JobError::Ssh(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "ssh_key", error.to_string())
+            }
             JobError::Memory { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "compute_failed", error.to_string())
             }
@@ -379,5 +419,10 @@ impl std::convert::From<JobError> for ApiError {
 }
 
 fn compute_error(error: &ComputeError) -> ApiError {
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "compute_failed", error.to_string())
+    let (status, code) = match error {
+        ComputeError::NotSupported { .. } => (StatusCode::CONFLICT, "not_supported"),
+        ComputeError::ConsoleNotRead { .. } => (StatusCode::CONFLICT, "console_not_read"),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "compute_failed"),
+    };
+    ApiError::new(status, code, error.to_string())
 }

@@ -175,10 +175,13 @@ pub(super) fn check(request: &JobRequest, recovery: Option<&RecoveryRow>) -> Res
     match (request, recovery.map(|recovery| (recovery.purpose, recovery.point))) {
         (JobRequest::ChangePoint { point }, _) if point == "latest" => Err(Conflict::LatestOfChange),
         (
-            JobRequest::Drill { .. } | JobRequest::Failover { .. } | JobRequest::PlannedFailover,
+            JobRequest::Drill { .. } | JobRequest::Failover { .. } | JobRequest::PlannedFailover { .. },
             Some((MachinePurpose::Drill, point)),
         ) => Err(Conflict::DrillRunning { point }),
-        (JobRequest::Drill { .. } | JobRequest::Failover { .. } | JobRequest::PlannedFailover, None)
+        (
+            JobRequest::Drill { .. } | JobRequest::Failover { .. } | JobRequest::PlannedFailover { .. },
+            None,
+        )
         | (JobRequest::CleanUp { .. }, Some((MachinePurpose::Drill, _))) => Ok(()),
         (JobRequest::CleanUp { .. }, None) => Err(Conflict::NoDrill),
         (JobRequest::ChangePoint { .. } | JobRequest::Commit, Some((MachinePurpose::Failover, _)))

@@ -3,15 +3,13 @@
 use jiff::Timestamp;
 use lifeboat_api::{JobKind, ProbeResult};
 use lifeboat_compute::{DiskFormat, MachineSpec};
-use lifeboat_model::{MachineId, PointId, VolumeId};
+use lifeboat_model::{JobId, MachineId, PointId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::RecoveryRow;
 use crate::error::VaultError;
+use crate::overview::LATEST;
 use crate::random::{self, Randomness};
-
-/// The words that mean the newest point; everything else names one.
-const LATEST: [&str; 2] = ["latest", "latest-processed"];
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +39,11 @@ pub enum JobRequest {
         network: Option<String>,
     },
     /// The source stands down, and the copy takes over with its last write.
-    PlannedFailover,
+    PlannedFailover {
+        /// The network that it joins, when that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        network: Option<String>,
+    },
     /// The copy that took over begins anew.
     ChangePoint {
         /// From which point.
@@ -124,6 +126,18 @@ pub struct Work {
     /// What shows that no write was lost; one sentence.
     #[serde(default)]
     pub nothing_lost: Option<String>,
+    /// The job that begins when this one is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Next>,
+}
+
+/// A job that follows another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Next {
+    /// Its id.
+    pub job: JobId,
+    /// What it is to do.
+    pub request: JobRequest,
 }
 
 /// Whether a machine came up.
@@ -155,6 +169,7 @@ impl Work {
             first_instruction: None,
             verdict: None,
             nothing_lost: None,
+            next: None,
         })
     }
 }
@@ -184,7 +199,7 @@ impl JobRequest {
                 vec![LastPoint, Fence, ChoosePoint, OpenVolume, StartMachine, AwaitUp]
             }
             Self::Failover { .. } => vec![Fence, ChoosePoint, OpenVolume, StartMachine, AwaitUp],
-            Self::PlannedFailover => {
+            Self::PlannedFailover { .. } => {
                 vec![StandDown, Fence, ChoosePoint, OpenVolume, StartMachine, AwaitUp, Retire]
             }
             // The new volume first: where it cannot be opened, the machine that runs stays as it is.
@@ -206,7 +221,7 @@ impl JobRequest {
             Self::Drill { .. } => None,
             Self::Failover { .. } => Some(Step::StartMachine),
             // Until then the source stands by with everything, and nobody was told to use the copy.
-            Self::PlannedFailover => Some(Step::Retire),
+            Self::PlannedFailover { .. } => Some(Step::Retire),
             Self::CleanUp { .. } | Self::ChangePoint { .. } => Some(Step::RemoveFormerMachine),
             Self::Commit => Some(Step::Commit),
             Self::Hydrate { .. } => Some(Step::ReleaseVolume),
@@ -216,7 +231,7 @@ impl JobRequest {
     /// Whether it is rolled back by itself when a step fails: then everything is as before.
     #[must_use]
     pub const fn rolls_back(&self) -> bool {
-        matches!(self, Self::Drill { .. } | Self::PlannedFailover)
+        matches!(self, Self::Drill { .. } | Self::PlannedFailover { .. })
     }
 
     /// The point as an operator named it; `None` when it is the newest one.
@@ -231,19 +246,27 @@ impl JobRequest {
             Self::Drill { point, .. } | Self::Failover { point, .. } | Self::ChangePoint { point } => {
                 Some(point)
             }
-            Self::CleanUp { .. } | Self::PlannedFailover | Self::Commit | Self::Hydrate { .. } => None,
+            Self::CleanUp { .. } | Self::PlannedFailover { .. } | Self::Commit | Self::Hydrate { .. } => None,
         }
+    }
+
+    /// Whether a machine comes to be where there is none.
+    pub(super) const fn makes_machine(&self) -> bool {
+        matches!(self, Self::Drill { .. } | Self::Failover { .. } | Self::PlannedFailover { .. })
+    }
+
+    /// Whether the machine that there is begins or ends with it. Others go on with the machine as it is.
+    pub(super) const fn starts_or_removes(&self) -> bool {
+        !matches!(self, Self::Commit | Self::Hydrate { .. })
     }
 
     /// The network that the machine is to join, when that was said.
     pub(super) fn network(&self) -> Option<&str> {
         match self {
-            Self::Drill { network, .. } | Self::Failover { network, .. } => network.as_deref(),
-            Self::CleanUp { .. }
-            | Self::PlannedFailover
-            | Self::ChangePoint { .. }
-            | Self::Commit
-            | Self::Hydrate { .. } => None,
+            Self::Drill { network, .. }
+            | Self::Failover { network, .. }
+            | Self::PlannedFailover { network } => network.as_deref(),
+            Self::CleanUp { .. } | Self::ChangePoint { .. } | Self::Commit | Self::Hydrate { .. } => None,
         }
     }
 
@@ -254,7 +277,7 @@ impl JobRequest {
             Self::Drill { .. } => JobKind::Drill,
             Self::CleanUp { .. } => JobKind::CleanUp,
             Self::Failover { .. } => JobKind::Failover,
-            Self::PlannedFailover => JobKind::PlannedFailover,
+            Self::PlannedFailover { .. } => JobKind::PlannedFailover,
             Self::ChangePoint { .. } => JobKind::ChangePoint,
             Self::Commit => JobKind::Commit,
             Self::Hydrate { .. } => JobKind::Hydrate,
@@ -268,7 +291,7 @@ impl JobRequest {
             Self::Drill { .. } => "a test failover",
             Self::CleanUp { .. } => "the clean-up of a drill",
             Self::Failover { .. } => "a failover",
-            Self::PlannedFailover => "a planned failover",
+            Self::PlannedFailover { .. } => "a planned failover",
             Self::ChangePoint { .. } => "a change of the recovery point",
             Self::Commit => "the commit of a failover",
             Self::Hydrate { .. } => "the copying of a machine's disks",

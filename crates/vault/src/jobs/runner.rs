@@ -7,7 +7,7 @@ use lifeboat_api::{JobState, StepState};
 use lifeboat_wire::event::{Event, Severity};
 use tokio::sync::watch;
 
-use super::{JobError, Jobs, Order};
+use super::{JobError, JobRequest, Jobs, Next, Order};
 use crate::catalog::JobRow;
 
 /// How long to wait until a catalog that failed is tried again.
@@ -44,7 +44,11 @@ impl Jobs {
     }
 
     /// Goes on until the job has ended or is to pause. Fails only when its state cannot be stored.
-    async fn work(&self, job: &mut JobRow, order: &watch::Receiver<Order>) -> Result<(), JobError> {
+    async fn work(
+        self: &Arc<Self>,
+        job: &mut JobRow,
+        order: &watch::Receiver<Order>,
+    ) -> Result<(), JobError> {
         loop {
             let now = *order.borrow();
             match (job.state, now) {
@@ -68,7 +72,7 @@ impl Jobs {
     }
 
     async fn forward(
-        &self,
+        self: &Arc<Self>,
         job: &mut JobRow,
         number: usize,
         order: &watch::Receiver<Order>,
@@ -103,7 +107,7 @@ impl Jobs {
         self.store(job).await
     }
 
-    async fn back(&self, job: &mut JobRow, number: usize) -> Result<(), JobError> {
+    async fn back(self: &Arc<Self>, job: &mut JobRow, number: usize) -> Result<(), JobError> {
         let step = job.steps[number].step;
         tracing::debug!(job = %job.id, step = step.name(), "undoes a step");
         match self.undo(step, job).await {
@@ -125,18 +129,18 @@ impl Jobs {
         self.store(job).await
     }
 
-    /// Notes how a job ended.
-    async fn end(&self, job: &mut JobRow) -> Result<(), JobError> {
+    /// Notes how a job ended, and begins the one that follows it.
+    async fn end(self: &Arc<Self>, job: &mut JobRow) -> Result<(), JobError> {
         let verdict = job.work.verdict.as_ref();
-        let is_down = matches!(job.request, super::JobRequest::Drill { .. })
-            && verdict.is_some_and(|verdict| !verdict.up);
+        let is_down =
+            matches!(job.request, JobRequest::Drill { .. }) && verdict.is_some_and(|verdict| !verdict.up);
         job.state = match job.state {
             JobState::Running if is_down => {
                 job.message = verdict.map(|verdict| verdict.sentence.clone());
                 JobState::Failed
             }
             JobState::Running => {
-                job.message = job.work.nothing_lost.clone();
+                job.message = job.work.nothing_lost.clone().or_else(|| what_follows(job));
                 JobState::Done
             }
             // What failed was rolled back: it failed, unless somebody wanted the end of it.
@@ -145,10 +149,24 @@ impl Jobs {
             ended => ended,
         };
         job.ended = Some((self.clock)());
+        let next = match &job.work.next {
+            Some(Next { job: id, request }) if job.state == JobState::Done => {
+                let recovery = self.vault.catalog().recovery(job.server).await?;
+                Some(self.new_job(*id, job.server, request.clone(), recovery.as_ref())?)
+            }
+            _ => None,
+        };
         // The event first: who sees the end finds it too. Told twice after a crash, it counts once.
         self.tell_end(job).await?;
-        self.store(job).await?;
+        // Whoever wants to cancel what follows finds it at work.
+        let _guard = self.beginning.lock().await;
+        // Together, so that what follows begins whatever happens to this process now.
+        self.vault.catalog().end_job(job, next.as_ref()).await?;
+        self.vault.changed();
         tracing::info!(job = %job.id, state = ?job.state, "a job has ended");
+        if let Some(next) = next {
+            self.work_on(next);
+        }
         Ok(())
     }
 
@@ -159,6 +177,15 @@ impl Jobs {
         let (severity, end, next_step) = match job.state {
             JobState::Done => (Severity::Information, "done", String::new()),
             JobState::Cancelled => (Severity::Information, "cancelled", String::new()),
+            // Nothing is lost by it: the machine runs as before.
+            _ if matches!(job.request, JobRequest::Hydrate { .. }) => (
+                Severity::Warning,
+                "failed",
+                format!(
+                    "The machine goes on with the vault's volume. When the cause is mended, run: lifeboat job retry {}",
+                    job.id
+                ),
+            ),
             _ => (
                 Severity::Critical,
                 "failed",
@@ -185,6 +212,12 @@ impl Jobs {
         self.vault.changed();
         Ok(())
     }
+}
+
+/// What a commit says of the disks, which is its last step's message.
+fn what_follows(job: &JobRow) -> Option<String> {
+    let last = job.steps.last().filter(|_| job.request == JobRequest::Commit)?;
+    last.message.clone()
 }
 
 /// The first step that is not done.

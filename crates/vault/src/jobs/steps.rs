@@ -229,7 +229,9 @@ impl Jobs {
         let spec = job.work.spec.as_ref().ok_or_else(no_point)?;
         let since = job.work.first_instruction.unwrap_or(job.begun);
         let (provider, within) = (self.provider.as_ref(), target.up_within.duration());
-        let verdict = Probes::of(&target).until_up(provider, spec, since, within, self.clock).await?;
+        let access = self.ssh.access(job.server, Probes::need_key(&target)).await?;
+        let probes = Probes::of(&target, &access);
+        let verdict = probes.until_up(provider, spec, since, within, self.clock).await?;
         let (is_up, sentence) = (verdict.up, verdict.sentence.clone());
         job.work.verdict = Some(verdict);
         if !is_up && purpose(&job.request) != MachinePurpose::Drill {
@@ -282,13 +284,12 @@ impl Jobs {
         Ok(None)
     }
 
-    async fn commit(&self, job: &JobRow) -> Result<Option<String>, JobError> {
+    async fn commit(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {
         let catalog = self.vault.catalog();
-        if let Some(mut recovery) = catalog.recovery(job.server).await? {
-            recovery.committed.get_or_insert((self.clock)());
-            catalog.put_recovery(&recovery).await?;
-        }
-        Ok(None)
+        let Some(mut recovery) = catalog.recovery(job.server).await? else { return Ok(None) };
+        recovery.committed.get_or_insert((self.clock)());
+        catalog.put_recovery(&recovery).await?;
+        self.after_commit(job, &recovery).await.map(Some)
     }
 
     /// Closes a machine's volume, and forgets the machine.
@@ -313,7 +314,7 @@ pub(super) fn purpose(request: &JobRequest) -> MachinePurpose {
     match request {
         JobRequest::Drill { .. } | JobRequest::CleanUp { .. } => MachinePurpose::Drill,
         JobRequest::Failover { .. }
-        | JobRequest::PlannedFailover
+        | JobRequest::PlannedFailover { .. }
         | JobRequest::ChangePoint { .. }
         | JobRequest::Commit
         | JobRequest::Hydrate { .. } => MachinePurpose::Failover,

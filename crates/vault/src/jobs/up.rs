@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use jiff::Timestamp;
 use lifeboat_api::{Probe as WantedProbe, ProbeResult, Target};
-use lifeboat_compute::{MachineSpec, MachineStatus, Probe, Provider};
+use lifeboat_compute::{MachineSpec, MachineStatus, Probe, Provider, SshAccess};
 
 use super::JobError;
 use super::request::Verdict;
@@ -27,12 +27,10 @@ pub(super) struct Probes {
 }
 
 impl Probes {
-    pub fn of(target: &Target) -> Self {
-        let (probes, all) = if target.probes.is_empty() {
-            (vec![Probe::Console { pattern: LOGIN.to_owned() }, Probe::SshBanner { port: 22 }], false)
-        } else {
-            (target.probes.iter().map(probe).collect(), true)
-        };
+    /// `access` is for the commands among them.
+    pub fn of(target: &Target, access: &SshAccess) -> Self {
+        let (wanted, all) = wanted(target);
+        let probes: Vec<_> = wanted.iter().map(|wanted| probe(wanted, access)).collect();
         let result = |probe: &Probe| ProbeResult {
             probe: probe.to_string(),
             passed: false,
@@ -43,9 +41,14 @@ impl Probes {
         Self { probes, all, results }
     }
 
+    /// Whether one of them is a command over SSH.
+    pub fn need_key(target: &Target) -> bool {
+        target.probes.iter().any(|probe| matches!(probe, WantedProbe::Run { .. }))
+    }
+
     /// The ports of the machine that have to be reached for them.
     pub fn ports(target: &Target) -> Vec<u16> {
-        let mut ports: Vec<u16> = Self::of(target).probes.iter().filter_map(port).collect();
+        let mut ports: Vec<u16> = wanted(target).0.iter().filter_map(port).collect();
         ports.sort_unstable();
         ports.dedup();
         ports
@@ -168,18 +171,27 @@ fn millis(elapsed: Duration) -> u64 {
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The port of the machine that a probe needs.
-fn port(probe: &Probe) -> Option<u16> {
-    match probe {
-        Probe::Console { .. } => None,
-        Probe::Tcp { port }
-        | Probe::SshBanner { port }
-        | Probe::Http { port, .. }
-        | Probe::SshCommand { port, .. } => Some(*port),
+/// The probes of a machine, and whether all of them have to pass. Where none were set one of two has to.
+fn wanted(target: &Target) -> (Vec<WantedProbe>, bool) {
+    if target.probes.is_empty() {
+        (vec![WantedProbe::Console { text: LOGIN.to_owned() }, WantedProbe::Ssh { port: 22 }], false)
+    } else {
+        (target.probes.clone(), true)
     }
 }
 
-fn probe(wanted: &WantedProbe) -> Probe {
+/// The port of the machine that a probe needs.
+fn port(probe: &WantedProbe) -> Option<u16> {
+    match probe {
+        WantedProbe::Console { .. } => None,
+        WantedProbe::Tcp { port }
+        | WantedProbe::Ssh { port }
+        | WantedProbe::Http { port, .. }
+        | WantedProbe::Run { port, .. } => Some(*port),
+    }
+}
+
+fn probe(wanted: &WantedProbe, access: &SshAccess) -> Probe {
     match wanted {
         WantedProbe::Console { text } => Probe::Console { pattern: text.clone() },
         WantedProbe::Tcp { port } => Probe::Tcp { port: *port },
@@ -187,5 +199,11 @@ fn probe(wanted: &WantedProbe) -> Probe {
         WantedProbe::Http { port, path, status } => {
             Probe::Http { port: *port, path: path.clone(), status: *status }
         }
+        WantedProbe::Run { command, user, port } => Probe::SshCommand {
+            port: *port,
+            user: user.clone(),
+            command: command.clone(),
+            access: access.clone(),
+        },
     }
 }

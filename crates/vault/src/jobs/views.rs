@@ -16,6 +16,8 @@ use crate::vault::{Vault, unknown};
 const CPUS_MAX: u32 = 1024;
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 64..=64 << 20;
 const PROBES_MAX: usize = 32;
+const COMMAND_MAX: usize = 2000;
+const USER_MAX: usize = 256;
 const DAY_SECONDS: u64 = 86_400;
 
 impl Jobs {
@@ -104,6 +106,7 @@ impl Jobs {
             point: row.work.point.map(|(point, _)| point),
             steps: row.steps.into_iter().map(step).collect(),
             report: row.report,
+            next: row.work.next.filter(|_| row.state == api::JobState::Done).map(|next| next.job),
         })
     }
 
@@ -136,6 +139,15 @@ impl Jobs {
         let row = self.recovery(server).await?;
         let ConsoleText { next, text, .. } = self.provider.console(row.machine, from).await?;
         Ok(api::Console { next, text })
+    }
+
+    /// Types on the serial console of a server's machine, and waits until its guest has read it.
+    ///
+    /// # Errors
+    /// When there is no machine, it does not run or its guest does not read, or catalog or provider fail.
+    pub async fn write_console(&self, server: ServerId, input: &[u8]) -> Result<(), JobError> {
+        let row = self.recovery(server).await?;
+        Ok(self.provider.write_console(row.machine, input).await?)
     }
 
     /// The screen of a server's machine, as PNG.
@@ -171,7 +183,16 @@ impl Jobs {
                 *name = self.find_network(name).await?.name;
             }
         }
-        Ok(self.vault.set_target(server, &target).await?)
+        self.vault.set_target(server, &target).await?;
+        Ok(self.ssh.forget_host(server)?)
+    }
+
+    /// The key with which the vault logs in to servers' machines. It is made when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be made or read.
+    pub async fn ssh_key(&self) -> Result<api::SshKey, JobError> {
+        Ok(api::SshKey { public_key: self.ssh.public_key().await? })
     }
 
     /// Whether a server would start here.
@@ -259,9 +280,9 @@ impl Jobs {
     }
 }
 
-/// Room on the file system with what machines write; none when that is not told.
-fn free_bytes(state: &std::path::Path) -> Option<u64> {
-    let found = rustix::fs::statvfs(state).ok()?;
+/// Room on the file system of a directory; none when that is not told.
+pub(super) fn free_bytes(directory: &std::path::Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(directory).ok()?;
     Some(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
@@ -280,10 +301,29 @@ fn check_target(target: &api::TargetSettings, server: ServerId) -> Result<(), Va
     if target.probes.len() > PROBES_MAX {
         return refused(format!("at most {PROBES_MAX} probes decide whether a machine is up"));
     }
+    for probe in &target.probes {
+        check_probe(probe)?;
+    }
     if target.bridge.as_ref().is_some_and(|bridge| bridge.is_empty() || bridge.len() > 15) {
         return refused("the name of a bridge has 1 to 15 characters".to_owned());
     }
     mac(target.mac.as_deref(), server).map(drop)
+}
+
+fn check_probe(probe: &api::Probe) -> Result<(), VaultError> {
+    let api::Probe::Run { command, user, port } = probe else { return Ok(()) };
+    let refused = |why: String| Err(VaultError::Invalid(why));
+    if !(1..=COMMAND_MAX).contains(&command.len()) || command.contains('\0') {
+        return refused(format!("a command that is run over SSH has 1 to {COMMAND_MAX} bytes"));
+    }
+    let is_of_name = |c: char| c.is_alphanumeric() || "._-@\\".contains(c);
+    if user.is_empty() || user.len() > USER_MAX || user.starts_with('-') || !user.chars().all(is_of_name) {
+        return refused(format!("{user:?} is no name of a user by which one logs in over SSH"));
+    }
+    if *port == 0 {
+        return refused("an SSH server listens on port 1 to 65535".to_owned());
+    }
+    Ok(())
 }
 
 /// The address of a server's network card: the one that was set, or one that stays the same.

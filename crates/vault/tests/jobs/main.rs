@@ -14,6 +14,7 @@ mod libvirt;
 mod life;
 mod networks;
 mod site;
+mod ssh;
 #[allow(dead_code, reason = "shared with the tests of the vault")]
 #[path = "../vault/support.rs"]
 mod support;

@@ -38,6 +38,17 @@ impl Site {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_planned_failover_into_a_network_that_is_not_there_leaves_the_source_alone() {
+    let site = Site::new().await;
+    let planned = JobRequest::PlannedFailover { network: Some("nowhere".to_owned()) };
+    let refused = site.begin(planned).await.unwrap_err().to_string();
+    assert!(refused.contains("there is no network \"nowhere\""), "{refused}");
+    assert_eq!(site.jobs.list(None, 10).await.unwrap(), []);
+    site.assert_nothing_left().await;
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn drills_meet_in_the_network_that_stands_in_for_their_servers() {
     let site = Site::new().await;
     site.second_server(OTHER, "db2").await;

@@ -47,6 +47,11 @@ impl Site {
 
     async fn made(interruption: Arc<dyn Interruption>, libvirt: Option<String>) -> Self {
         let dir = tempfile::Builder::new().prefix("lb").tempdir().unwrap();
+        Self::made_in(dir, interruption, libvirt).await
+    }
+
+    /// The same in a directory, whose `machines` is for what belongs to machines.
+    pub async fn made_in(dir: TempDir, interruption: Arc<dyn Interruption>, libvirt: Option<String>) -> Self {
         let vault = Vault::create(&dir.path().join("state"), None, Counted::from(1), at(0)).await.unwrap();
         register(&vault, SERVER, "db1", 0).await;
         for (epoch, word) in [(1, "first"), (2, "second")] {

@@ -8,6 +8,7 @@ mod faults;
 mod faulty_store;
 mod full_store;
 mod http;
+mod latest;
 mod old_catalog;
 mod openapi;
 mod rebuild;

@@ -32,7 +32,7 @@ use super::process::Process;
 use super::taps;
 use crate::directory::MachineState;
 use crate::error::ComputeError;
-use crate::network::{Attachment, MacAddress, Nic, SharedNetwork};
+use crate::network::{Attachment, Nic, SharedNetwork};
 use crate::spec::MachineSpec;
 
 pub(crate) use namespace::Namespace;

@@ -52,14 +52,17 @@ pub(crate) fn fit(root: &Path) -> Result<(), String> {
 /// Fits this copy while it runs, for one in which the unit `lifeboat-fit.service` is not installed. The
 /// service manager runs the command, since the agent's own unit may not change network cards.
 pub(crate) fn later() {
-    let outcome = if Path::new("/run/systemd/system").exists() { by_service_manager() } else { fit(Path::new("/")) };
+    let outcome =
+        if Path::new("/run/systemd/system").exists() { by_service_manager() } else { fit(Path::new("/")) };
     if let Err(sentence) = outcome {
         tracing::error!("{}.", sentence.trim_end_matches('.'));
     }
 }
 
 fn by_service_manager() -> Result<(), String> {
-    let failed = |why: String| format!("systemd-run cannot fit this copy to its machine: {why}; run lifeboat-agent fit");
+    let failed = |why: String| {
+        format!("systemd-run cannot fit this copy to its machine: {why}; run lifeboat-agent fit")
+    };
     let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
     let output = Command::new("systemd-run")
         .args(["--quiet", "--description=Lifeboat: fits a started copy to its machine"])
@@ -158,7 +161,9 @@ fn write(host: &Host, path: &Path, text: &str, troubles: &mut Vec<String>) {
     // What is below /run is made anew at every start.
     let kept = (!relative.starts_with("run")).then(|| host.path(KEPT).join(relative));
     match file::replace(&host.path(path), kept.as_deref(), text) {
-        Ok(()) => tracing::info!("{} has the addresses that this machine's network has for it", path.display()),
+        Ok(()) => {
+            tracing::info!("{} has the addresses that this machine's network has for it", path.display())
+        }
         Err(error) => troubles.push(format!("{} cannot be changed: {error}", path.display())),
     }
 }

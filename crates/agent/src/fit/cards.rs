@@ -54,7 +54,8 @@ fn await_cards<'a>(host: &Host, wanted: &[(String, &'a str)], within: Duration) 
     let begun = Instant::now();
     loop {
         let cards: Vec<_> = wanted.iter().filter_map(|(mac, name)| find(host, mac, name)).collect();
-        let is_complete = cards.len() == wanted.len() && cards.iter().all(|card| is_settled(host, card.index));
+        let is_complete =
+            cards.len() == wanted.len() && cards.iter().all(|card| is_settled(host, card.index));
         if is_complete || begun.elapsed() >= within {
             return cards;
         }
@@ -153,4 +154,26 @@ fn tell_udev(host: &Host, name: &str) -> Result<(), String> {
     }
     fs::write(host.path(format!("{CLASS}/{name}/uevent")), "add")
         .map_err(|error| format!("udev cannot be told of the name {name}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use super::*;
+
+    #[test]
+    fn a_card_is_left_to_udev_until_that_has_named_it() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path(), || {});
+        assert!(is_settled(&host, 7), "there is no udev");
+        fs::create_dir_all(root.path().join("run/udev/data")).unwrap();
+        fs::write(root.path().join("run/udev/control"), "").unwrap();
+        assert!(!is_settled(&host, 7));
+        let known = |text| fs::write(root.path().join("run/udev/data/n7"), text).unwrap();
+        known("E:ID_RENAMING=1\n");
+        assert!(!is_settled(&host, 7));
+        known("E:ID_NET_NAME=enp0s2\n");
+        assert!(is_settled(&host, 7));
+    }
 }

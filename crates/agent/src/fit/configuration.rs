@@ -94,8 +94,9 @@ fn interfaces(lines: &[&str]) -> Vec<usize> {
             let is_item = content.starts_with('-');
             // An item may stand as far to the left as the key that it belongs to.
             keys.retain(|(of, _)| *of < indent || (is_item && *of == indent));
-            let is_key = content.split_once(':').is_some_and(|(_, rest)| rest.starts_with(char::is_whitespace))
-                || content.ends_with(':');
+            let is_key =
+                content.split_once(':').is_some_and(|(_, rest)| rest.starts_with(char::is_whitespace))
+                    || content.ends_with(':');
             if is_key && !is_item {
                 keys.push((indent, number));
             }
@@ -146,7 +147,8 @@ impl Block<'_> {
             }));
             if gives_address && has_no_mask && self.form == Form::Ifcfg && !line.contains('/') {
                 let end = if line.ends_with('\n') { "" } else { "\n" };
-                let suffix = key(self.form, line).and_then(|key| key.strip_prefix("IPADDR")).unwrap_or_default();
+                let suffix =
+                    key(self.form, line).and_then(|key| key.strip_prefix("IPADDR")).unwrap_or_default();
                 text.push_str(&format!("{end}PREFIX{suffix}={}\n", change.prefix));
             }
         }

@@ -71,7 +71,7 @@ fn put(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Resul
 
 /// Extended attributes: SELinux's label, access lists, and others.
 fn copy_attributes(old: &File, new: &File) -> io::Result<()> {
-    let mut names = vec![0; ATTRIBUTES_BYTES];
+    let mut names = vec![0_u8; ATTRIBUTES_BYTES];
     let length = match rustix::fs::flistxattr(old, &mut names[..]) {
         Ok(length) => length,
         Err(Errno::NOTSUP) => return Ok(()),
@@ -92,7 +92,7 @@ fn copy_attributes(old: &File, new: &File) -> io::Result<()> {
 }
 
 fn attribute(file: &File, name: &CStr) -> io::Result<Vec<u8>> {
-    let mut value = vec![0; ATTRIBUTES_BYTES];
+    let mut value = vec![0_u8; ATTRIBUTES_BYTES];
     let length = rustix::fs::fgetxattr(file, name, &mut value[..])?;
     value.truncate(length);
     Ok(value)

@@ -63,7 +63,10 @@ fn ifupdown_s_stanza_of_the_address_is_changed_and_no_other() {
          \tgateway 192.0.2.1",
     );
     let with_prefix = |text: &str, expected: &str| becomes(Form::Ifupdown, text, expected);
-    with_prefix("iface e inet static\n address 192.0.2.7/24\n", "iface e inet static\n address 10.5.0.2/16\n");
+    with_prefix(
+        "iface e inet static\n address 192.0.2.7/24\n",
+        "iface e inet static\n address 10.5.0.2/16\n",
+    );
     with_prefix("iface e inet static\n address 192.0.2.7\n", "iface e inet static\n address 10.5.0.2/16\n");
     with_prefix(
         "iface e inet static\n address 192.0.2.7\n netmask 24\n",
@@ -100,7 +103,10 @@ fn netplan_s_interface_of_the_address_is_changed_and_no_other() {
         "network:\n  bonds:\n    bond0:\n      addresses:\n        - \"192.0.2.7/24\":\n            label: \"a\"\n",
         "network:\n  bonds:\n    bond0:\n      addresses:\n        - \"10.5.0.2/16\":\n            label: \"a\"\n",
     );
-    stays(Form::Netplan, "network:\n  ethernets:\n    e:\n      routes:\n      - to: 192.0.2.7/32\n        via: 192.0.2.1\n");
+    stays(
+        Form::Netplan,
+        "network:\n  ethernets:\n    e:\n      routes:\n      - to: 192.0.2.7/32\n        via: 192.0.2.1\n",
+    );
 }
 
 #[test]
@@ -137,7 +143,10 @@ fn shell_assignments_are_changed_with_what_belongs_to_the_address() {
     becomes(Form::Ifcfg, "IPADDR1=192.0.2.7", "IPADDR1=10.5.0.2\nPREFIX1=16\n");
     stays(Form::Ifcfg, "IPADDR=192.0.2.70\nGATEWAY=192.0.2.1\n");
     let to = |text| change_gateway(text, [192, 0, 2, 1].into(), [10, 5, 0, 1].into());
-    assert_eq!(to("default 192.0.2.1 - eth0\n#192.0.2.1\n").as_deref(), Some("default 10.5.0.1 - eth0\n#192.0.2.1\n"));
+    assert_eq!(
+        to("default 192.0.2.1 - eth0\n#192.0.2.1\n").as_deref(),
+        Some("default 10.5.0.1 - eth0\n#192.0.2.1\n")
+    );
     assert_eq!(to("default 192.0.2.11 - -\n"), None);
 }
 

@@ -105,11 +105,13 @@ impl Jobs {
     async fn free_address(&self, server: ServerId, network: &SharedNetwork) -> Result<Ipv4Addr, JobError> {
         let mut taken = BTreeSet::from([network.gateway]);
         for recovery in self.vault.catalog().recoveries().await? {
-            let is_in = |nic: &Nic| matches!(&nic.attachment, Attachment::Shared { network: joined, .. } if joined.id == network.id);
-            if recovery.server == server || !recovery.spec.nics.iter().any(is_in) {
+            let joined = views::joined(&recovery.spec);
+            let is_in =
+                matches!(joined, Some(Attachment::Shared { network: other, .. }) if other.id == network.id);
+            if recovery.server == server || !is_in {
                 continue;
             }
-            taken.extend(recovery.spec.nics.iter().filter_map(|nic| address(&nic.attachment)));
+            taken.extend(joined.and_then(address));
             // One that DHCP gave.
             taken.extend(self.provider.address(recovery.machine).await.ok().flatten());
         }

@@ -201,10 +201,7 @@ fn each_card_of_the_source_is_a_card_of_the_machine_and_one_is_reached() {
     let told: Vec<_> = changes.iter().map(ToString::to_string).collect();
     assert_eq!(
         told,
-        [
-            "lifeboat-card:mac=52-54-00-00-00-01:name=eno1",
-            "lifeboat-card:mac=52-54-00-00-00-02:name=eno2"
-        ]
+        ["lifeboat-card:mac=52-54-00-00-00-01:name=eno1", "lifeboat-card:mac=52-54-00-00-00-02:name=eno2"]
     );
 
     let bridge = Attachment::Bridge { name: "lan".into(), address: None };

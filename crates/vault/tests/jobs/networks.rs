@@ -146,7 +146,10 @@ async fn a_fixed_address_that_a_network_has_not_becomes_one_that_is_free_there()
         "{machine:?}"
     );
     let network = site.jobs.network("lab").await.unwrap();
-    assert!(network.machines.iter().any(|member| member.address == Some([10, 5, 0, 3].into())), "{network:?}");
+    assert!(
+        network.machines.iter().any(|member| member.address == Some([10, 5, 0, 3].into())),
+        "{network:?}"
+    );
     let ordered = async || {
         let spec = site.vault.catalog().recovery(SERVER).await.unwrap().unwrap().spec;
         spec.changes.iter().map(ToString::to_string).collect::<Vec<_>>()

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::quiet::{Quiet, QuietLog};
 use crate::settings::Settings;
-use crate::{check, run, status};
+use crate::{check, fit, run, status};
 
 const CONFIG: &str = "/etc/lifeboat/agent.toml";
 
@@ -55,6 +55,14 @@ enum Command {
         #[command(flatten)]
         form: Form,
     },
+    /// In a started copy of this server, fit it to its machine: names of network cards, fixed addresses.
+    ///
+    /// The machine's firmware orders what is changed. On an original nothing is done.
+    Fit {
+        /// Where the system's files are.
+        #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
+        root: PathBuf,
+    },
     /// Print the version.
     Version,
 }
@@ -89,7 +97,7 @@ pub fn main() -> ExitCode {
         Command::Check { form, .. } | Command::Status { form, .. } | Command::Untrack { form, .. } => {
             form.output
         }
-        Command::Run(_) | Command::Version => Output::Text,
+        Command::Run(_) | Command::Fit { .. } | Command::Version => Output::Text,
     };
     let outcome = match arguments.command {
         Command::Run(config) => {
@@ -100,6 +108,10 @@ pub fn main() -> ExitCode {
         Command::Check { disks, .. } => print_check(&disks, output),
         Command::Status { config, .. } => print_status(&config.path, output),
         Command::Untrack { config, .. } => untrack(&config.path, output),
+        Command::Fit { root } => {
+            start_log(&Quiet::new());
+            fit::fit(&root).map(|()| true)
+        }
         Command::Version => {
             println!("lifeboat-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(true)

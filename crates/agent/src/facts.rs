@@ -8,9 +8,9 @@ mod addresses;
 mod block;
 mod drivers;
 mod file_systems;
-mod host;
+pub(crate) mod host;
 mod initramfs;
-mod network;
+pub(crate) mod network;
 mod network_configuration;
 mod partition_table;
 pub(crate) mod reporter;
@@ -80,6 +80,7 @@ impl Collector {
             drivers,
             boot_ms: self.boot_ms(),
             file_systems: fact(found.map(|found| found.file_systems)),
+            fits_copies: true,
         }
     }
 

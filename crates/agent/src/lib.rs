@@ -21,6 +21,7 @@ pub mod status;
 mod copier;
 mod devices;
 mod facts;
+mod fit;
 mod link;
 mod notify;
 mod pace;

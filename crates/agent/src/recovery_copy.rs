@@ -26,12 +26,11 @@ pub(crate) fn sentence() -> Option<String> {
 }
 
 fn sentence_of(sys: &Path) -> Option<String> {
-    let text = |name: &str| fs::read_to_string(sys.join("class/dmi/id").join(name)).unwrap_or_default();
-    if !is_recovery_copy(&text("sys_vendor"), &text("product_name")) {
+    if !is_copy(sys) {
         return None;
     }
     // Which copy it is does not matter for what follows: it may be unknown.
-    let tables = fs::read(sys.join("firmware/dmi/tables/DMI")).unwrap_or_default();
+    let tables = tables(sys).unwrap_or_default();
     Some(match CopyIdentity::from_smbios(&tables) {
         Some(CopyIdentity { server, point, purpose, .. }) => format!(
             "this machine is a copy of server {server}, started from recovery point {point} for a {purpose}; its \
@@ -40,6 +39,17 @@ fn sentence_of(sys: &Path) -> Option<String> {
         None => "this machine is a copy of a server, started at the recovery site; its agent sends nothing"
             .to_owned(),
     })
+}
+
+/// Whether the machine that this `sys` shows is a started copy of a server.
+pub(crate) fn is_copy(sys: &Path) -> bool {
+    let text = |name: &str| fs::read_to_string(sys.join("class/dmi/id").join(name)).unwrap_or_default();
+    is_recovery_copy(&text("sys_vendor"), &text("product_name"))
+}
+
+/// The SMBIOS tables of the machine that this `sys` shows.
+pub(crate) fn tables(sys: &Path) -> std::io::Result<Vec<u8>> {
+    fs::read(sys.join("firmware/dmi/tables/DMI"))
 }
 
 /// Does nothing until SIGTERM or SIGINT, and tells systemd meanwhile that it is alive.

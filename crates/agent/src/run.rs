@@ -29,6 +29,7 @@ use crate::device::identity_of;
 use crate::devices::{Devices, Waiting};
 use crate::engine::{Engine, Event, Failure, Notice, WantedDisk};
 use crate::facts::reporter::Reporter;
+use crate::fit;
 use crate::link::ProcessServer;
 use crate::notify::notify;
 use crate::pace::{Pace, RaisedLimit};
@@ -80,6 +81,8 @@ pub fn run(config: &Path, quiet: &Arc<Quiet>) -> Result<(), RunError> {
     let runtime = runtime.map_err(|error| RunError(format!("cannot start threads: {error}")))?;
     if let Some(sentence) = recovery_copy::sentence() {
         tracing::warn!("{sentence}");
+        // Nobody waits for its end: it has its own log.
+        drop(thread("fit", fit::later)?);
         let rested = runtime.block_on(recovery_copy::rest());
         return rested.map_err(|error| RunError(format!("cannot wait for signals: {error}")));
     }

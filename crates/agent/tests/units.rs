@@ -24,6 +24,7 @@ fn verify(unit: &str, program: &str) {
 #[test]
 fn the_units_of_all_roles_are_right() {
     verify("agent/lifeboat-agent.service", "/usr/local/sbin/lifeboat-agent");
+    verify("agent/lifeboat-fit.service", "/usr/local/sbin/lifeboat-agent");
     verify("process-server/lifeboat-process-server.service", "/usr/local/bin/lifeboat");
     verify("vault/lifeboat-vault.service", "/usr/local/bin/lifeboat");
 }

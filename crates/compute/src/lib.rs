@@ -30,8 +30,10 @@ mod spec;
 pub use error::ComputeError;
 pub use hydration::{DiskHydration, HydrationState, HydrationTarget};
 pub use libvirt::{LibvirtProvider, LibvirtSettings, NbdOverTls};
-pub use lifeboat_model::{CopyIdentity, Ipv4Subnet, MachineId, NetworkId, Purpose};
-pub use network::{Attachment, Forward, MacAddress, MacAddressError, Nic, NicModel, SharedNetwork, Subnet};
+pub use lifeboat_model::{
+    CardChange, CopyIdentity, Ipv4Subnet, MacAddress, MacAddressError, MachineId, NetworkId, Purpose,
+};
+pub use network::{Attachment, Forward, Nic, NicModel, SharedNetwork, Subnet};
 pub use probe::{Probe, SshAccess, Waiting};
 pub use provider::{
     Acceleration, CONSOLE_BYTES_KEPT, Capabilities, ConsoleText, HostSize, MachineStatus, OffReason,

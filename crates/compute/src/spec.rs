@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use lifeboat_model::{CopyIdentity, DiskNumber, MachineId};
+use lifeboat_model::{CardChange, CopyIdentity, DiskNumber, MachineId};
 use serde::{Deserialize, Serialize};
 
 use crate::network::Nic;
@@ -27,6 +27,9 @@ pub struct MachineSpec {
     pub nics: Vec<Nic>,
     /// What the firmware tells the guest about itself.
     pub identity: CopyIdentity,
+    /// What its firmware orders the guest to change about the network cards.
+    #[serde(default)]
+    pub changes: Vec<CardChange>,
 }
 
 /// What starts the guest's boot loader.
@@ -115,6 +118,9 @@ impl MachineSpec {
         let macs: BTreeSet<_> = self.nics.iter().map(|nic| nic.mac).collect();
         if macs.len() != self.nics.len() {
             return Err("two of its network interfaces have the same MAC address".into());
+        }
+        if let Some(change) = self.changes.iter().find(|change| !macs.contains(&change.mac)) {
+            return Err(format!("a change is ordered of {}, which is no network interface of it", change.mac));
         }
         self.nics.iter().try_for_each(Nic::check)
     }

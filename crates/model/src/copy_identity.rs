@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::smbios::oem_strings;
 use crate::{PointId, ServerId, VaultId};
 
 /// SMBIOS type 1, manufacturer, of every machine that runs a copy.
@@ -18,8 +19,6 @@ pub const SMBIOS_MANUFACTURER: &str = "Lifeboat";
 pub const SMBIOS_PRODUCT: &str = "Recovery copy";
 
 const OEM_PREFIX: &str = "lifeboat-copy:";
-const TYPE_OEM_STRINGS: u8 = 11;
-const TYPE_END: u8 = 127;
 
 /// Whether the machine with this manufacturer and product name (as SMBIOS type 1 has them) is one that
 /// Lifeboat started. True also when the rest cannot be read: such a system is no original.
@@ -70,32 +69,8 @@ impl CopyIdentity {
     /// `/sys/firmware/dmi/tables/DMI`). None when they have none, or end too early.
     #[must_use]
     pub fn from_smbios(tables: &[u8]) -> Option<Self> {
-        let mut rest = tables;
-        while let Some((kind, strings, next)) = structure(rest) {
-            if kind == TYPE_OEM_STRINGS {
-                let found = strings
-                    .split(|byte| *byte == 0)
-                    .find_map(|text| std::str::from_utf8(text).ok()?.parse().ok());
-                if found.is_some() {
-                    return found;
-                }
-            }
-            if kind == TYPE_END {
-                return None;
-            }
-            rest = next;
-        }
-        None
+        oem_strings(tables).find_map(|text| text.parse().ok())
     }
-}
-
-/// The first structure's type, its strings with their zeroes, and what follows it.
-fn structure(table: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (kind, formatted) = (*table.first()?, usize::from(*table.get(1)?));
-    // A structure is at least its header; less would never end.
-    let strings = table.get(formatted.max(4)..)?;
-    let end = strings.windows(2).position(|pair| pair == [0, 0])?;
-    Some((kind, &strings[..end], &strings[end + 2..]))
 }
 
 impl fmt::Display for CopyIdentity {
@@ -130,6 +105,7 @@ impl FromStr for CopyIdentity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::smbios::tests::tables;
 
     fn identity() -> CopyIdentity {
         CopyIdentity {
@@ -138,15 +114,6 @@ mod tests {
             point: PointId::new(3),
             purpose: Purpose::Drill,
         }
-    }
-
-    fn tables(oem: &str) -> Vec<u8> {
-        let mut tables = b"\x01\x06\x00\x01\x01\x02Lifeboat\0Recovery copy\0\0".to_vec();
-        tables.extend(b"\x20\x04\x01\x01\0\0");
-        tables.extend(b"\x0b\x05\x02\x01\x02other\0");
-        tables.extend(oem.as_bytes());
-        tables.extend(b"\0\0\x7f\x04\x03\x01\0\0");
-        tables
     }
 
     #[test]
@@ -171,13 +138,13 @@ mod tests {
 
     #[test]
     fn the_tables_of_a_machine_tell_which_copy_it_is() {
-        assert_eq!(CopyIdentity::from_smbios(&tables(&identity().to_string())), Some(identity()));
-        assert_eq!(CopyIdentity::from_smbios(&tables("nothing")), None);
+        assert_eq!(CopyIdentity::from_smbios(&tables(&[&identity().to_string()])), Some(identity()));
+        assert_eq!(CopyIdentity::from_smbios(&tables(&["nothing"])), None);
     }
 
     #[test]
     fn tables_that_are_cut_off_anywhere_do_no_harm() {
-        let whole = tables(&identity().to_string());
+        let whole = tables(&[&identity().to_string()]);
         for len in 0..whole.len() {
             let _ = CopyIdentity::from_smbios(&whole[..len]);
         }

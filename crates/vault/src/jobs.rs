@@ -236,7 +236,8 @@ impl Jobs {
             self.vault.find_point(server, text).await?;
         }
         if request.makes_machine() {
-            self.attachment(server, &request, &self.target_of(server).await?).await?;
+            let derived = self.derived(server, steps::purpose(&request)).await?;
+            self.attachment(server, &request, &derived).await?;
         }
         if matches!(request, JobRequest::Drill { .. }) {
             self.check_room(server, &under_way).await?;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use lifeboat_api::{DiskBus, Firmware, MachinePurpose, NetworkCard, Target, TargetSettings};
 use lifeboat_compute::{Acceleration, Attachment, Capabilities, MacAddress, Nic, Subnet};
-use lifeboat_model::{ServerId, Span};
+use lifeboat_model::{AddressChange, CardChange, InterfaceName, ServerId, Span};
 use lifeboat_wire::facts::{self, DriverPlace, Fact, Interface, ServerFacts};
 
 /// Memory that a machine needs beside its own, and that is left to the recovery host.
@@ -21,6 +21,13 @@ const SLOWER_IN_EMULATION: u64 = 20;
 const DAY_SECONDS: u64 = 86_400;
 /// Network interfaces that a machine can have.
 pub(crate) const NICS_MAX: usize = 8;
+/// The addresses of a network that a machine has for itself, where the source's cannot be had: QEMU's usual ones.
+const USUAL_SUBNET: Subnet = Subnet {
+    network: Ipv4Addr::new(10, 0, 2, 0),
+    prefix: 24,
+    gateway: Ipv4Addr::new(10, 0, 2, 2),
+    guest: Ipv4Addr::new(10, 0, 2, 15),
+};
 
 /// How a machine is to look, and how that came about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +35,9 @@ pub(crate) struct Derived {
     pub target: Target,
     /// The source's interfaces that the machine has too.
     pub interfaces: Vec<Interface>,
+    /// Whether the interface by which the server is reached has a fixed address that its agent can change in
+    /// the copy.
+    pub changes_address: bool,
     /// Clauses on what the machine has less of than its source.
     pub less: Vec<String>,
 }
@@ -108,7 +118,10 @@ pub(crate) fn derive(
         from.insert("address".into(), format!("the fixed one of the source's {}", one.name));
     }
     target.derived = from;
-    Derived { target, interfaces, less }
+    let changes_address = facts
+        .zip(interfaces.get(primary(&interfaces)))
+        .is_some_and(|(facts, interface)| changes_address(facts, interface));
+    Derived { target, interfaces, changes_address, less }
 }
 
 const NOT_KNOWN: &str = "the usual, since the source's is not known";
@@ -258,23 +271,33 @@ fn primary(interfaces: &[Interface]) -> usize {
 }
 
 fn fixed_address(interface: &Interface) -> Option<Ipv4Addr> {
+    fixed(interface).map(|(address, _)| address)
+}
+
+/// The first fixed IPv4 address of an interface, with its prefix.
+fn fixed(interface: &Interface) -> Option<(Ipv4Addr, u8)> {
     interface.addresses.iter().find_map(|address| match address.address {
-        IpAddr::V4(v4) if address.fixed => Some(v4),
+        IpAddr::V4(v4) if address.fixed => Some((v4, address.prefix)),
         _ => None,
     })
 }
 
-/// The machine's network interfaces. `attachment` and `mac` are those of the one by which the server is
-/// reached; every other has a network of its own.
+/// Whether the source's agent gives the interface another address in the copy when the machine orders it.
+pub(crate) fn changes_address(facts: &ServerFacts, interface: &Interface) -> bool {
+    facts.fits_copies && interface.configured_by.is_some() && fixed(interface).is_some()
+}
+
+/// The machine's network interfaces, and what the guest is to change about them. `attachment` and `mac`
+/// are those of the one by which the server is reached; every other has a network of its own.
 pub(crate) fn nics(
     derived: &Derived,
     attachment: Attachment,
     mac: MacAddress,
     model: lifeboat_compute::NicModel,
-) -> Vec<Nic> {
+) -> (Vec<Nic>, Vec<CardChange>) {
     let interfaces = &derived.interfaces;
     if interfaces.is_empty() {
-        return vec![Nic { mac, model, attachment }];
+        return (vec![Nic { mac, model, attachment }], Vec::new());
     }
     let primary = primary(interfaces);
     let mut macs = BTreeSet::new();
@@ -282,16 +305,47 @@ pub(crate) fn nics(
         let mac = if place == primary { mac } else { interface.mac.parse().ok()? };
         let attachment = match &attachment {
             Attachment::Isolated { subnet, forwards } if place == primary => {
-                let subnet = subnet.or_else(|| subnet_of(interface));
+                let subnet = subnet.or_else(|| own_subnet(interface));
                 Attachment::Isolated { subnet, forwards: forwards.clone() }
             }
             wire if place == primary => wire.clone(),
-            _ => Attachment::Isolated { subnet: subnet_of(interface), forwards: Vec::new() },
+            _ => Attachment::Isolated { subnet: own_subnet(interface), forwards: Vec::new() },
         };
+        let name = interface.name.parse::<InterfaceName>().ok();
+        let change = CardChange { mac, name, address: address_change(interface, &attachment) };
         // The address that was set may be another interface's.
-        macs.insert(mac).then_some(Nic { mac, model, attachment })
+        macs.insert(mac).then_some((Nic { mac, model, attachment }, change))
     };
-    interfaces.iter().enumerate().filter_map(nic).collect()
+    let (nics, mut changes): (_, Vec<_>) = interfaces.iter().enumerate().filter_map(nic).unzip();
+    changes.retain(|change| change.name.is_some() || change.address.is_some());
+    (nics, changes)
+}
+
+/// What a fixed address of an interface becomes, where the network that it joins has another one for it.
+fn address_change(interface: &Interface, attachment: &Attachment) -> Option<AddressChange> {
+    let (from, own_prefix) = fixed(interface).filter(|_| interface.configured_by.is_some())?;
+    let (to, prefix, gateway) = match attachment {
+        Attachment::Shared { network, address } => {
+            ((*address)?, network.subnet.prefix(), Some(network.gateway))
+        }
+        // Which addresses and which gateway are behind a bridge is not known here.
+        Attachment::Bridge { address, .. } => ((*address)?, own_prefix, None),
+        Attachment::Isolated { subnet: Some(subnet), .. } if subnet_of(interface).is_none() => {
+            (subnet.guest, subnet.prefix, Some(subnet.gateway))
+        }
+        Attachment::Isolated { .. } => return None,
+    };
+    let gateway = match interface.gateway {
+        Some(IpAddr::V4(own)) => gateway.filter(|gateway| *gateway != own).map(|gateway| (own, gateway)),
+        _ => None,
+    };
+    let is_kept = to == from && prefix == own_prefix && gateway.is_none();
+    (!is_kept).then_some(AddressChange { from, to, prefix, gateway })
+}
+
+/// The addresses of the network that an interface has for itself: the source's, else the usual ones.
+fn own_subnet(interface: &Interface) -> Option<Subnet> {
+    subnet_of(interface).or_else(|| fixed(interface).map(|_| USUAL_SUBNET))
 }
 
 /// The network that an interface sees, for one that has nothing else in it: with the gateway and the

@@ -55,6 +55,10 @@ pub struct ServerFacts {
     pub drivers: BTreeMap<String, Fact<DriverPlace>>,
     /// Its physical network interfaces, in the kernel's order.
     pub interfaces: Fact<Vec<Interface>>,
+    /// Whether this agent, inside a copy of the server, names network cards and changes fixed addresses as
+    /// the machine orders.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fits_copies: bool,
 }
 
 /// Which system it is; see `os-release`.

@@ -11,7 +11,7 @@ const TEXT_BYTES_MAX: u64 = 1 << 20;
 const ENTRIES_MAX: usize = 4096;
 
 /// A server's files.
-pub(super) struct Host {
+pub(crate) struct Host {
     root: PathBuf,
     /// Returns when reading may go on.
     pause: Box<dyn Fn() + Send>,
@@ -81,6 +81,6 @@ impl Host {
 }
 
 /// The last part of a path as text.
-pub(super) fn name(path: &Path) -> String {
+pub(crate) fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -10,7 +10,7 @@ use super::addresses::Numbered;
 use super::host::{Host, name};
 use super::network_configuration as configuration;
 
-const CLASS: &str = "/sys/class/net";
+pub(crate) const CLASS: &str = "/sys/class/net";
 
 /// Interfaces that are told.
 const INTERFACES_MAX: usize = 64;
@@ -57,12 +57,12 @@ fn interface(host: &Host, name: &str, addresses: &[Numbered], routes: &str) -> O
     })
 }
 
-fn number(host: &Host, name: &str) -> Option<u32> {
+pub(crate) fn number(host: &Host, name: &str) -> Option<u32> {
     host.word(format!("{CLASS}/{name}/ifindex"))?.parse().ok()
 }
 
 /// In a bond, the interface shows the bond's address and the bond keeps its own.
-fn mac(host: &Host, name: &str) -> Option<String> {
+pub(crate) fn mac(host: &Host, name: &str) -> Option<String> {
     let own = host.word(format!("{CLASS}/{name}/bonding_slave/perm_hwaddr"));
     let mac = own.or_else(|| host.word(format!("{CLASS}/{name}/address")))?.to_ascii_lowercase();
     let is_mac = mac.len() == 17 && mac.split(':').all(|pair| u8::from_str_radix(pair, 16).is_ok());

@@ -149,6 +149,7 @@ impl Host {
                 point: PointId::new(0),
                 purpose: Purpose::Drill,
             },
+            changes: Vec::new(),
         }
     }
 }

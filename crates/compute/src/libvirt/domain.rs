@@ -208,6 +208,9 @@ impl Xml {
         self.close("system")?;
         self.open("oemStrings", &[])?;
         self.text("entry", &[], &spec.identity.to_string())?;
+        for change in &spec.changes {
+            self.text("entry", &[], &change.to_string())?;
+        }
         self.close("oemStrings")?;
         self.close("sysinfo")
     }
@@ -424,10 +427,10 @@ fn start<'a>(name: &'a str, attributes: Attributes<'a>) -> BytesStart<'a> {
 
 #[cfg(test)]
 mod tests {
-    use lifeboat_model::{CopyIdentity, PointId, Purpose, ServerId};
+    use lifeboat_model::{CopyIdentity, MacAddress, PointId, Purpose, ServerId};
 
     use super::*;
-    use crate::network::{MacAddress, Nic, Subnet};
+    use crate::network::{Nic, Subnet};
 
     fn disk(number: u16, bus: DiskBus, export: &str) -> MachineDisk {
         let source = DiskAddress::NbdUnix { socket: "/run/nbd's".into(), export: export.into() };
@@ -449,6 +452,7 @@ mod tests {
                 point: PointId::new(3),
                 purpose: Purpose::Drill,
             },
+            changes: vec![],
         }
     }
 

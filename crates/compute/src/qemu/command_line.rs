@@ -170,6 +170,9 @@ impl Line {
             ),
         );
         self.add("-smbios", format!("type=11,value={}", spec.identity));
+        for change in &spec.changes {
+            self.add("-smbios", format!("type=11,value={change}"));
+        }
     }
 
     fn disks(&mut self, disks: &[MachineDisk], around: &Surroundings<'_>) -> Result<(), String> {

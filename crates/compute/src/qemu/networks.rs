@@ -24,7 +24,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use lifeboat_model::NetworkId;
+use lifeboat_model::{MacAddress, NetworkId};
 use tokio::sync::Mutex;
 
 use super::Host;
@@ -32,7 +32,7 @@ use super::process::Process;
 use super::taps;
 use crate::directory::MachineState;
 use crate::error::ComputeError;
-use crate::network::{Attachment, MacAddress, Nic, SharedNetwork};
+use crate::network::{Attachment, Nic, SharedNetwork};
 use crate::spec::MachineSpec;
 
 pub(crate) use namespace::Namespace;

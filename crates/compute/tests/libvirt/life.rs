@@ -4,13 +4,13 @@ use std::fs;
 
 use jiff::Timestamp;
 use lifeboat_compute::{
-    CopyIdentity, DiskAddress, DiskBus, DiskFormat, Firmware, MachineStatus, OffReason, Provider,
+    CardChange, CopyIdentity, DiskAddress, DiskBus, DiskFormat, Firmware, MachineStatus, OffReason, Provider,
 };
 use lifeboat_model::DiskNumber;
 
 use crate::daemon::{Daemon, kill};
 use crate::guests::{BUTTON, SMBIOS, UP};
-use crate::machine::{IDENTITY, wait_for};
+use crate::machine::{IDENTITY, changed_cards, wait_for};
 use crate::site::Site;
 
 #[tokio::test]
@@ -106,9 +106,11 @@ async fn the_power_button_reaches_the_guest_and_its_end_is_told_from_a_crash() {
 }
 
 #[tokio::test]
-async fn the_system_inside_learns_which_copy_it_is() {
+async fn the_system_inside_learns_which_copy_it_is_and_what_it_is_to_change() {
     let site = Site::new().await;
-    let spec = site.spec(1, SMBIOS);
+    let mut spec = site.spec(1, SMBIOS);
+    let (nics, changes) = changed_cards();
+    (spec.nics, spec.changes) = (nics, changes.clone());
     site.provider().start(&spec).await.unwrap();
     site.hears(spec.id, |said| said.contains('>')).await;
     let console = site.place.path().join(format!("state/machines/{}/console", spec.id));
@@ -117,6 +119,7 @@ async fn the_system_inside_learns_which_copy_it_is() {
     let end = console.iter().rposition(|byte| *byte == b'>').unwrap();
     let tables = &console[begin + 1..end];
     assert_eq!(CopyIdentity::from_smbios(tables), Some(IDENTITY));
+    assert_eq!(CardChange::all_from_smbios(tables), changes);
     let text = String::from_utf8_lossy(tables);
     assert!(text.contains("Lifeboat\0Recovery copy\0"), "{text:?}");
     assert!(text.contains(&IDENTITY.server.to_string()), "{text:?}");

@@ -3,11 +3,11 @@
 use std::fs;
 
 use jiff::Timestamp;
-use lifeboat_compute::{CopyIdentity, DiskBus, Firmware, MachineStatus, OffReason, Provider};
+use lifeboat_compute::{CardChange, CopyIdentity, DiskBus, Firmware, MachineStatus, OffReason, Provider};
 use lifeboat_model::DiskNumber;
 
 use crate::guests::{BUTTON, SMBIOS, UP};
-use crate::machine::IDENTITY;
+use crate::machine::{IDENTITY, changed_cards};
 use crate::site::{Site, kill, processes_in};
 
 #[tokio::test]
@@ -92,9 +92,11 @@ async fn the_power_button_reaches_the_guest_and_its_end_is_told_from_a_crash() {
 }
 
 #[tokio::test]
-async fn the_system_inside_learns_which_copy_it_is() {
+async fn the_system_inside_learns_which_copy_it_is_and_what_it_is_to_change() {
     let site = Site::new().await;
-    let spec = site.spec(1, SMBIOS);
+    let mut spec = site.spec(1, SMBIOS);
+    let (nics, changes) = changed_cards();
+    (spec.nics, spec.changes) = (nics, changes.clone());
     site.provider.start(&spec).await.unwrap();
     site.hears(spec.id, |said| said.contains('>')).await;
     let console = fs::read(site.place.path().join(format!("state/machines/{}/console", spec.id))).unwrap();
@@ -102,6 +104,7 @@ async fn the_system_inside_learns_which_copy_it_is() {
     let end = console.iter().rposition(|byte| *byte == b'>').unwrap();
     let tables = &console[begin + 1..end];
     assert_eq!(CopyIdentity::from_smbios(tables), Some(IDENTITY));
+    assert_eq!(CardChange::all_from_smbios(tables), changes);
     let text = String::from_utf8_lossy(tables);
     assert!(text.contains("Lifeboat\0Recovery copy\0"), "{text:?}");
     assert!(text.contains(&IDENTITY.server.to_string()), "{text:?}");

@@ -71,6 +71,17 @@ pub enum Conflict {
         /// Its gateway.
         gateway: std::net::Ipv4Addr,
     },
+    /// No address of the network is free.
+    #[error(
+        "every address of {subnet}, which the network {network} has, is a machine's or its gateway's; end a drill in \
+         it (`lifeboat network show {network}`), or choose another network"
+    )]
+    NetworkFull {
+        /// The network.
+        network: String,
+        /// The network's addresses.
+        subnet: lifeboat_model::Ipv4Subnet,
+    },
     /// Two networks cannot have one name.
     #[error("there is a network {name} already")]
     NetworkNameTaken {
@@ -155,6 +166,7 @@ impl Conflict {
             Self::NoRoom(_) => "no_room",
             Self::AddressTaken { .. } => "address_taken",
             Self::AddressForeign { .. } => "address_foreign",
+            Self::NetworkFull { .. } => "network_full",
             Self::NetworkNameTaken { .. } => "name_taken",
             Self::NetworkInUse { .. } => "network_in_use",
             Self::FailedOver { .. } => "failed_over",

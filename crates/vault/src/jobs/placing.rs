@@ -4,16 +4,18 @@
 //! the server has at the protected site. Where nothing was said the machine gets a network of its own, in
 //! which it is alone.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use lifeboat_api::{MachinePurpose, Target};
+use lifeboat_api::MachinePurpose;
 use lifeboat_compute::{Attachment, Forward, MacAddress, Nic, SharedNetwork};
-use lifeboat_model::ServerId;
+use lifeboat_model::{Ipv4Subnet, ServerId};
 
 use super::networks::OWN;
 use super::up::Probes;
 use super::{Conflict, JobError, JobRequest, Jobs, views};
 use crate::catalog::{NetworkRow, NetworkWhat};
+use crate::target::Derived;
 
 /// The port of an SSH server, which operators want to reach in a machine without a network.
 const SSH_PORT: u16 = 22;
@@ -24,29 +26,28 @@ impl Jobs {
         &self,
         server: ServerId,
         request: &JobRequest,
-        target: &Target,
+        derived: &Derived,
     ) -> Result<Attachment, JobError> {
-        let catalog = self.vault.catalog();
+        let (catalog, target) = (self.vault.catalog(), &derived.target);
         if matches!(request, JobRequest::ChangePoint { .. })
             && let Some(former) = catalog.recovery(server).await?
-            && let Some(nic) = former.spec.nics.first()
-            && !matches!(nic.attachment, Attachment::Isolated { .. })
+            && let Some(attachment) = views::joined(&former.spec)
         {
             // The same machine from another point: others know it where it is.
-            return Ok(nic.attachment.clone());
+            return Ok(attachment.clone());
         }
         let is_drill = super::steps::purpose(request) == MachinePurpose::Drill;
         let set = if is_drill { &target.test_network } else { &target.network };
         let own = || Attachment::Isolated { subnet: None, forwards: forwards(&Probes::ports(target)) };
         let attachment = match request.network().or(set.as_deref()) {
             Some(OWN) => return Ok(own()),
-            Some(name) => joined(&self.find_network(name).await?, target)?,
+            Some(name) => self.joined(server, &self.find_network(name).await?, derived).await?,
             None if !is_drill && target.bridge.is_some() => Attachment::Bridge {
                 name: target.bridge.clone().unwrap_or_default(),
                 address: target.address,
             },
             None => match self.mapped(target.address, is_drill).await? {
-                Some(network) => joined(&network, target)?,
+                Some(network) => self.joined(server, &network, derived).await?,
                 None => return Ok(own()),
             },
         };
@@ -68,6 +69,55 @@ impl Jobs {
         let Some(id) = (if is_drill { mapping.test } else { mapping.production }) else { return Ok(None) };
         let networks = self.vault.catalog().networks().await?;
         Ok(networks.into_iter().find(|network| network.id == id))
+    }
+
+    /// A network with an address of the server in it.
+    async fn joined(
+        &self,
+        server: ServerId,
+        network: &NetworkRow,
+        derived: &Derived,
+    ) -> Result<Attachment, JobError> {
+        let wanted = derived.target.address;
+        let (subnet, gateway, dhcp, outward) = match &network.what {
+            NetworkWhat::Bridge { bridge } => {
+                return Ok(Attachment::Bridge { name: bridge.clone(), address: wanted });
+            }
+            NetworkWhat::Made { subnet, gateway, dhcp, outward } => (*subnet, *gateway, *dhcp, *outward),
+        };
+        let (id, name) = (network.id, network.name.clone());
+        let made = SharedNetwork { id, name, subnet, gateway, dhcp, outward };
+        let address = match wanted {
+            Some(address) if subnet.has_host(address) && address != gateway => Some(address),
+            Some(_) if derived.changes_address => Some(self.free_address(server, &made).await?),
+            // It gets another one here.
+            Some(_) if dhcp => None,
+            Some(address) => {
+                let name = made.name;
+                return Err(Conflict::AddressForeign { address, network: name, subnet, gateway }.into());
+            }
+            None => None,
+        };
+        Ok(Attachment::Shared { network: made, address })
+    }
+
+    /// The lowest address that no machine in a network has.
+    async fn free_address(&self, server: ServerId, network: &SharedNetwork) -> Result<Ipv4Addr, JobError> {
+        let mut taken = BTreeSet::from([network.gateway]);
+        for recovery in self.vault.catalog().recoveries().await? {
+            let joined = views::joined(&recovery.spec);
+            let is_in =
+                matches!(joined, Some(Attachment::Shared { network: other, .. }) if other.id == network.id);
+            if recovery.server == server || !is_in {
+                continue;
+            }
+            taken.extend(joined.and_then(address));
+            // One that DHCP gave.
+            taken.extend(self.provider.address(recovery.machine).await.ok().flatten());
+        }
+        lowest_free(network.subnet, &taken).ok_or_else(|| {
+            Conflict::NetworkFull { network: network.name.clone(), subnet: network.subnet }.into()
+        })
     }
 
     /// Refuses an address that another machine in the same network has.
@@ -102,35 +152,9 @@ impl Jobs {
     }
 }
 
-/// A network with the server's address in it.
-fn joined(network: &NetworkRow, target: &Target) -> Result<Attachment, Conflict> {
-    match &network.what {
-        NetworkWhat::Bridge { bridge } => {
-            Ok(Attachment::Bridge { name: bridge.clone(), address: target.address })
-        }
-        NetworkWhat::Made { subnet, gateway, dhcp, outward } => {
-            let address = match target.address {
-                Some(address) if subnet.has_host(address) && address != *gateway => Some(address),
-                // It gets another one here.
-                Some(_) if *dhcp => None,
-                Some(address) => {
-                    return Err(Conflict::AddressForeign {
-                        address,
-                        network: network.name.clone(),
-                        subnet: *subnet,
-                        gateway: *gateway,
-                    });
-                }
-                None => None,
-            };
-            let (id, name) = (network.id, network.name.clone());
-            let (subnet, gateway, dhcp, outward) = (*subnet, *gateway, *dhcp, *outward);
-            Ok(Attachment::Shared {
-                network: SharedNetwork { id, name, subnet, gateway, dhcp, outward },
-                address,
-            })
-        }
-    }
+fn lowest_free(subnet: Ipv4Subnet, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+    let hosts = subnet.first_host().to_bits()..=subnet.last_host().to_bits();
+    hosts.map(Ipv4Addr::from_bits).find(|address| !taken.contains(address))
 }
 
 /// The network in which both are, if they are in one.

@@ -7,7 +7,7 @@ use lifeboat_api::{DrillReport, MachinePurpose};
 use lifeboat_compute::{
     Acceleration, Capabilities, CopyIdentity, DiskAddress, MachineDisk, MachineSpec, MachineStatus, Purpose,
 };
-use lifeboat_model::{MachineId, PointKind, ServerId, VolumeId};
+use lifeboat_model::{AddressChange, MachineId, PointKind, ServerId, VolumeId};
 use tokio::sync::watch;
 
 use super::request::Verdict;
@@ -182,7 +182,14 @@ impl Jobs {
         let name = server.map_or_else(|| job.server.to_string(), |server| server.name);
         let (point, _) = job.work.point.ok_or_else(no_point)?;
         let is_drill = purpose(&job.request) == MachinePurpose::Drill;
-        let attachment = self.attachment(job.server, &job.request, target).await?;
+        let attachment = self.attachment(job.server, &job.request, &derived).await?;
+        let mac = views::mac(target.mac.as_deref(), job.server)?;
+        let (nics, changes) = target::nics(&derived, attachment, mac, views::nic_model(target.network_card));
+        for AddressChange { from, to, .. } in changes.iter().filter_map(|change| change.address) {
+            if from != to {
+                job.work.compute += &format!("; the guest's fixed address {from} becomes {to}");
+            }
+        }
         let disks = self.volumes.local_disks(job.work.volume).await?;
         let disk = |local: crate::volumes::LocalDisk| MachineDisk {
             number: local.disk,
@@ -197,18 +204,14 @@ impl Jobs {
             memory_mib: target.memory_mib,
             firmware: views::firmware(target.firmware),
             disks: disks.into_iter().map(disk).collect(),
-            nics: target::nics(
-                &derived,
-                attachment,
-                views::mac(target.mac.as_deref(), job.server)?,
-                views::nic_model(target.network_card),
-            ),
+            nics,
             identity: CopyIdentity {
                 vault: self.vault.id(),
                 server: job.server,
                 point,
                 purpose: if is_drill { Purpose::Drill } else { Purpose::Failover },
             },
+            changes,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use lifeboat_api as api;
 use lifeboat_compute::{
-    Attachment, ConsoleText, DiskBus, Firmware, Forward, MacAddress, MachineStatus, NicModel,
+    Attachment, ConsoleText, DiskBus, Firmware, Forward, MacAddress, MachineSpec, MachineStatus, NicModel,
 };
 use lifeboat_model::{JobId, ServerId};
 
@@ -242,7 +242,7 @@ impl Jobs {
             MachineStatus::Off { why } => (api::MachineState::Off, Some(why.to_string()), Vec::new()),
             MachineStatus::Absent => (api::MachineState::Absent, None, Vec::new()),
         };
-        let (network, id) = match row.spec.nics.first().map(|nic| &nic.attachment) {
+        let (network, id) = match joined(&row.spec) {
             Some(Attachment::Shared { network, .. }) => (Some(network.name.clone()), Some(network.id)),
             Some(Attachment::Bridge { name, .. }) => (Some(name.clone()), None),
             Some(Attachment::Isolated { .. }) | None => (None, None),
@@ -278,6 +278,12 @@ impl Jobs {
         let row = self.vault.catalog().server(server).await?;
         Ok(row.ok_or_else(|| unknown("server", &server.to_string(), Vec::new()))?.name)
     }
+}
+
+/// What a machine has joined, by whichever of its cards; none when each has a network of its own.
+pub(super) fn joined(spec: &MachineSpec) -> Option<&Attachment> {
+    let mut attachments = spec.nics.iter().map(|nic| &nic.attachment);
+    attachments.find(|attachment| !matches!(attachment, Attachment::Isolated { .. }))
 }
 
 /// Room on the file system of a directory; none when that is not told.

@@ -1,13 +1,14 @@
 //! Whether the guest itself starts on another machine: firmware, drivers, console, network.
 
 use lifeboat_api::{DiskBus, Finding, Firmware, NetworkCard, Probe};
+use lifeboat_model::InterfaceName;
 use lifeboat_wire::facts::{
     self, BootCode, Fact, Interface, Layer, NetworkConfiguration, OperatingSystem, ServerFacts,
 };
 
 use super::{Observed, bus_word, card_word, prevents, remark};
 use crate::target::{
-    Drives, NICS_MAX, disk_drivers, drives_disk, drives_network, network_drivers, subnet_of,
+    Drives, NICS_MAX, changes_address, disk_drivers, drives_disk, drives_network, network_drivers, subnet_of,
 };
 
 const BUSES: [DiskBus; 3] = [DiskBus::Virtio, DiskBus::Sata, DiskBus::Nvme];
@@ -26,7 +27,7 @@ pub(super) fn judge(observed: &Observed<'_>, facts: &ServerFacts) -> Vec<Finding
     findings.extend(network_driver(observed, facts));
     findings.extend(serial_console(observed, facts));
     let interfaces = facts.interfaces.known().map(Vec::as_slice).unwrap_or_default();
-    findings.extend(interfaces.iter().filter_map(|one| fixed_address(observed, one)));
+    findings.extend(interfaces.iter().filter_map(|one| fixed_address(observed, facts, one)));
     findings.extend(names(facts, interfaces));
     if interfaces.len() > NICS_MAX {
         findings.push(remark(
@@ -248,23 +249,32 @@ fn serial_console(observed: &Observed<'_>, facts: &ServerFacts) -> Option<Findin
     ))
 }
 
-fn fixed_address(observed: &Observed<'_>, interface: &Interface) -> Option<Finding> {
+fn fixed_address(observed: &Observed<'_>, facts: &ServerFacts, interface: &Interface) -> Option<Finding> {
     let fixed: Vec<_> = interface.addresses.iter().filter(|of| of.fixed && of.address.is_ipv4()).collect();
     let told: Vec<_> = fixed.iter().map(|of| format!("{}/{}", of.address, of.prefix)).collect();
     let (name, told) = (&interface.name, told.join(", "));
     if fixed.is_empty() {
         return None;
     }
-    if subnet_of(interface).is_none() {
+    let (is_changed, is_matched) = (changes_address(facts, interface), subnet_of(interface).is_some());
+    if !is_matched && !is_changed {
+        let update = if facts.fits_copies {
+            "Let"
+        } else {
+            "Update the agent, which then changes the address in copies. Or let"
+        };
         return Some(remark(
             "address_not_matched",
             format!("{name} has the fixed address {told}, for which no network can be made in a drill."),
             "The machine of a drill is not reached under it; probes over the network fail.",
-            "Let the console decide: lifeboat target set with --probe console=login:.".into(),
+            format!("{update} the console decide: lifeboat target set with --probe console=login:."),
         ));
     }
     let server = &observed.server.name;
     let next_step = match &observed.target.bridge {
+        Some(bridge) if is_changed => format!(
+            "See that {told} belongs to the network of {bridge}, or say what it becomes there: lifeboat target set {server} --address ADDRESS."
+        ),
         Some(bridge) => format!(
             "See that {told} belongs to the network of {bridge}, or change it inside after the failover."
         ),
@@ -272,12 +282,18 @@ fn fixed_address(observed: &Observed<'_>, interface: &Interface) -> Option<Findi
             "For a failover name the network that has this address: lifeboat target set {server} --network BRIDGE."
         ),
     };
-    Some(remark(
-        "fixed_address",
-        format!("{name} has the fixed address {told}."),
-        "A drill gives the machine a network of its own with this address and its gateway, so that it starts unmodified; a failover keeps the address.",
-        next_step,
-    ))
+    let why = match (is_changed, is_matched) {
+        (true, true) => {
+            "A network of the machine's own has this address and its gateway; in a made network that has other addresses its agent changes it."
+        }
+        (true, false) => {
+            "No network of the machine's own can have it: the copy's agent changes it, as in a made network that has other addresses."
+        }
+        (false, _) => {
+            "A drill gives the machine a network of its own with this address and its gateway, so that it starts unmodified; a failover keeps the address."
+        }
+    };
+    Some(remark("fixed_address", format!("{name} has the fixed address {told}."), why, next_step))
 }
 
 /// A name that tells where a card sits changes with the machine. The card's address stays.
@@ -288,6 +304,8 @@ fn names(facts: &ServerFacts, interfaces: &[Interface]) -> Option<Finding> {
         .take(NICS_MAX)
         .enumerate()
         .filter(|(place, one)| one.named && !is_old && !keeps_its_name(one, *place))
+        // The agent in the copy gives the card its name.
+        .filter(|(_, one)| !facts.fits_copies || one.name.parse::<InterfaceName>().is_err())
         .map(|(_, one)| one)
         .collect();
     let first = changed.first()?;
@@ -306,6 +324,11 @@ fn names(facts: &ServerFacts, interfaces: &[Interface]) -> Option<Finding> {
         Family::Arch => "mkinitcpio -P",
         Family::Other => "make the initramfs anew",
     };
+    let update = if facts.fits_copies {
+        "Bind"
+    } else {
+        "Update the agent, which then names the cards of copies. Or bind"
+    };
     Some(remark(
         "interface_names",
         format!(
@@ -314,7 +337,7 @@ fn names(facts: &ServerFacts, interfaces: &[Interface]) -> Option<Finding> {
         ),
         "The machine starts without its network configuration.",
         format!(
-            "Bind the name to the card's address, which the machine keeps; on the source: printf '[Match]\\nMACAddress={mac}\\n[Link]\\nName={name}\\n' > /etc/systemd/network/10-{name}.link && {renew}."
+            "{update} the name to the card's address, which the machine keeps; on the source: printf '[Match]\\nMACAddress={mac}\\n[Link]\\nName={name}\\n' > /etc/systemd/network/10-{name}.link && {renew}."
         ),
     ))
 }

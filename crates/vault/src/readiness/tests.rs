@@ -295,13 +295,15 @@ fn fixed_addresses_and_names_of_interfaces_are_told() {
             let mut one = interface(name, "52:54:00:00:00:01", address);
             (one.named, one.configured_by) = (named, Some(facts::NetworkConfiguration::Ifupdown));
             facts.interfaces = Fact::Known(vec![one]);
+            facts.fits_copies = false;
         })
     };
     let mut case = with("enp0s2", Some(("192.0.2.7", 24)), true);
     assert!(case.one("fixed_address", false).next_step.contains("--network BRIDGE"));
     case.set.bridge = Some("lan".into());
     assert!(case.one("fixed_address", false).next_step.contains("the network of lan"));
-    with("eth0", Some(("192.0.2.7", 32)), true).one("address_not_matched", false);
+    let found = with("eth0", Some(("192.0.2.7", 32)), true).one("address_not_matched", false);
+    assert!(found.next_step.starts_with("Update the agent"), "{found:?}");
 
     for kept in ["eth0", "enp0s2", "enx525400000001"] {
         assert_eq!(with(kept, None, true).findings(), [], "{kept}");
@@ -309,6 +311,7 @@ fn fixed_addresses_and_names_of_interfaces_are_told() {
     assert_eq!(with("eno1", None, false).findings(), [], "nothing means it by its name");
     let found = with("eno1", None, true).one("interface_names", false);
     assert!(found.what.contains("/etc/network/interfaces names eno1"), "{found:?}");
+    assert!(found.next_step.starts_with("Update the agent"), "{found:?}");
     assert!(found.next_step.contains("MACAddress=52:54:00:00:00:01\\n[Link]\\nName=eno1"), "{found:?}");
 
     let many = Case::with(|facts| {
@@ -316,4 +319,25 @@ fn fixed_addresses_and_names_of_interfaces_are_told() {
         facts.interfaces = Fact::Known((0..9).map(one).collect());
     });
     many.one("interfaces_left_out", false);
+}
+
+#[test]
+fn what_the_agent_changes_in_the_copy_is_no_finding() {
+    let with = |name: &str, address, configured_by| {
+        Case::with(|facts| {
+            let mut one = interface(name, "52:54:00:00:00:01", address);
+            (one.named, one.configured_by) = (true, configured_by);
+            facts.interfaces = Fact::Known(vec![one]);
+        })
+    };
+    let by = Some(facts::NetworkConfiguration::Netplan);
+    assert_eq!(with("eno1", None, by).findings(), []);
+    let found = with("eno/1", None, by).one("interface_names", false);
+    assert!(found.next_step.starts_with("Bind the name"), "{found:?}");
+    let found = with("eno1", Some(("192.0.2.7", 32)), by).one("fixed_address", false);
+    assert!(found.why.contains("the copy's agent changes it"), "{found:?}");
+    let found = with("eno1", Some(("192.0.2.7", 24)), by).one("fixed_address", false);
+    assert!(found.why.contains("in a made network that has other addresses"), "{found:?}");
+    let found = with("eno1", Some(("192.0.2.7", 32)), None).one("address_not_matched", false);
+    assert!(found.next_step.starts_with("Let the console decide"), "{found:?}");
 }

@@ -41,6 +41,7 @@ pub(crate) fn facts() -> ServerFacts {
         file_systems: Fact::Known(vec![root]),
         drivers: DRIVERS.map(|driver| (driver.to_owned(), Fact::Known(DriverPlace::Initramfs))).into(),
         interfaces: Fact::Known(vec![interface("enp0s2", "52:54:00:00:00:01", None)]),
+        fits_copies: true,
     }
 }
 
@@ -189,7 +190,7 @@ fn each_card_of_the_source_is_a_card_of_the_machine_and_one_is_reached() {
     let forwards = vec![Forward { host_port: 0, guest_port: 22 }];
     let isolated = Attachment::Isolated { subnet: None, forwards: forwards.clone() };
     let mac = derived.target.mac.as_ref().unwrap().parse().unwrap();
-    let nics = nics(&derived, isolated, mac, NicModel::E1000e);
+    let (nics, changes) = nics(&derived, isolated, mac, NicModel::E1000e);
     let guest = |nic: &Nic| match &nic.attachment {
         Attachment::Isolated { subnet, forwards } => (subnet.unwrap().guest.to_string(), forwards.len()),
         other => panic!("{other:?}"),
@@ -197,8 +198,64 @@ fn each_card_of_the_source_is_a_card_of_the_machine_and_one_is_reached() {
     assert_eq!(nics.iter().map(guest).collect::<Vec<_>>(), [("10.0.0.7".into(), 0), ("192.0.2.7".into(), 1)]);
     assert_eq!(nics[1].mac.to_string(), "52:54:00:00:00:02");
     assert_eq!(derived.target.mac.as_deref(), Some("52:54:00:00:00:02"), "the one with the default route");
+    let told: Vec<_> = changes.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        ["lifeboat-card:mac=52-54-00-00-00-01:name=eno1", "lifeboat-card:mac=52-54-00-00-00-02:name=eno2"]
+    );
 
     let bridge = Attachment::Bridge { name: "lan".into(), address: None };
-    let nics = super::nics(&derived, bridge.clone(), mac, NicModel::Virtio);
+    let (nics, _) = super::nics(&derived, bridge.clone(), mac, NicModel::Virtio);
     assert!(matches!(nics[0].attachment, Attachment::Isolated { .. }) && nics[1].attachment == bridge);
+}
+
+#[test]
+fn a_fixed_address_is_kept_where_it_fits_and_changed_where_it_does_not() {
+    let order = |own: (&str, u8), attachment: Attachment, configured_by| {
+        let mut one = interface("eno 1", "52:54:00:00:00:01", Some(own));
+        (one.gateway, one.configured_by) = (Some("10.5.0.1".parse().unwrap()), configured_by);
+        let facts = ServerFacts { interfaces: Fact::Known(vec![one]), ..facts() };
+        let derived = derived(&TargetSettings::default(), &facts, &host());
+        assert_eq!(derived.changes_address, configured_by.is_some());
+        let mac = "52:54:00:00:00:01".parse().unwrap();
+        let (nics, changes) = nics(&derived, attachment, mac, NicModel::Virtio);
+        assert!(changes.iter().all(|change| change.name.is_none()), "a name that no configuration can mean");
+        let change = changes.into_iter().next().and_then(|change| change.address);
+        let told = change.map(|AddressChange { from, to, prefix, gateway }| {
+            let gateway = gateway.map(|(from, to)| format!(" via {to}, not {from}")).unwrap_or_default();
+            format!("{from} to {to}/{prefix}{gateway}")
+        });
+        (nics.into_iter().next().unwrap().attachment, told)
+    };
+    let shared = |address: &str, gateway: &str| Attachment::Shared {
+        network: lifeboat_compute::SharedNetwork {
+            id: lifeboat_model::NetworkId::new(1),
+            name: "lab".into(),
+            subnet: "10.5.0.0/24".parse().unwrap(),
+            gateway: gateway.parse().unwrap(),
+            dhcp: false,
+            outward: false,
+        },
+        address: Some(address.parse().unwrap()),
+    };
+    let bridge = |address: [u8; 4]| Attachment::Bridge { name: "lan".into(), address: Some(address.into()) };
+    let own = || Attachment::Isolated { subnet: None, forwards: Vec::new() };
+    let by = Some(facts::NetworkConfiguration::Ifupdown);
+    let told = |own, attachment| order(own, attachment, by).1;
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(told(("10.5.0.7", 24), shared("10.5.0.7", "10.5.0.1")), None);
+    assert_eq!(told(("10.5.0.7", 24), shared("10.5.0.8", "10.5.0.1")), some("10.5.0.7 to 10.5.0.8/24"));
+    assert_eq!(
+        told(("10.5.0.7", 16), shared("10.5.0.7", "10.5.0.9")),
+        some("10.5.0.7 to 10.5.0.7/24 via 10.5.0.9, not 10.5.0.1"),
+        "the address fits, and its gateway is another one there"
+    );
+    assert_eq!(told(("10.5.0.7", 16), bridge([10, 5, 0, 7])), None, "what is behind a bridge is not known");
+    assert_eq!(told(("10.5.0.7", 16), bridge([10, 5, 0, 8])), some("10.5.0.7 to 10.5.0.8/16"));
+    assert_eq!(told(("10.5.0.7", 24), own()), None);
+    let (attachment, change) = order(("10.5.0.7", 32), own(), by);
+    assert_eq!(change, some("10.5.0.7 to 10.0.2.15/24 via 10.0.2.2, not 10.5.0.1"));
+    let Attachment::Isolated { subnet: Some(subnet), .. } = attachment else { panic!("{attachment:?}") };
+    assert_eq!((subnet.guest, subnet.gateway), ([10, 0, 2, 15].into(), [10, 0, 2, 2].into()));
+    assert_eq!(order(("10.5.0.7", 32), own(), None).1, None, "nobody knows where it is configured");
 }

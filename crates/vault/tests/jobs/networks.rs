@@ -1,8 +1,10 @@
 //! Machines in networks: which one they join, what is refused, and that nothing stays.
 
-use lifeboat_api::{CreateNetwork, JobState, NetworkKind, NetworkMapping};
+use jiff::Timestamp;
+use lifeboat_api::{CreateNetwork, Firmware, JobState, NetworkKind, NetworkMapping, TargetSettings};
 use lifeboat_model::ServerId;
 use lifeboat_vault::jobs::{JobError, JobRequest, MachineLimits};
+use lifeboat_wire::facts::{Fact, ServerFacts};
 
 use crate::site::{Once, Site, drill, failover, target};
 use crate::support::SERVER;
@@ -107,6 +109,102 @@ async fn drills_meet_in_the_network_that_stands_in_for_their_servers() {
     }
     site.jobs.delete_network("lab").await.unwrap();
     assert!(site.jobs.networks().await.unwrap().is_empty());
+    site.end().await;
+}
+
+/// Facts of a server whose second card is the one by which it is reached, with a fixed address.
+fn facts(address: &str) -> ServerFacts {
+    let text = include_str!("../../../wire/tests/golden/v1-facts.json");
+    let mut facts: ServerFacts = serde_json::from_str(text).unwrap();
+    let Fact::Known(interfaces) = &mut facts.interfaces else { panic!("{facts:?}") };
+    let mut second = interfaces[0].clone();
+    (second.name, second.mac) = ("eno2".into(), "52:54:00:00:00:02".into());
+    second.addresses[0].address = address.parse().unwrap();
+    (interfaces[0].gateway, interfaces[0].addresses) = (None, Vec::new());
+    interfaces.push(second);
+    facts.fits_copies = true;
+    facts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fixed_address_that_a_network_has_not_becomes_one_that_is_free_there() {
+    let site = Site::new().await;
+    site.second_server(OTHER, "db2").await;
+    site.jobs.set_limits(MachineLimits { memory_mib: None, cpus: Some(8) });
+    site.jobs.create_network(&isolated("lab", "10.5.0.0/24")).await.unwrap();
+    let bios = TargetSettings { firmware: Some(Firmware::Bios), ..target("login: ") };
+    site.jobs.set_target(SERVER, &bios).await.unwrap();
+
+    // The agent of version 1 cannot change it.
+    let before = ServerFacts { fits_copies: false, ..facts("192.0.2.7") };
+    site.vault.take_facts(SERVER, before, Timestamp::now()).await.unwrap();
+    let refused = site.begin(drill_in("lab")).await.unwrap_err().to_string();
+    assert!(refused.contains("192.0.2.7, cannot be had in the network lab"), "{refused}");
+
+    site.vault.take_facts(SERVER, facts("192.0.2.7"), Timestamp::now()).await.unwrap();
+    site.set_address(OTHER, [10, 5, 0, 2]).await;
+    assert_eq!(site.run_of(OTHER, drill_in("lab")).await.state, JobState::Done);
+    let request = JobRequest::Failover { point: "latest-processed".into(), network: Some("lab".into()) };
+    let job = site.run(request).await;
+    assert_eq!(job.state, JobState::Done, "{job:#?}");
+    let told: Vec<_> = job.steps.iter().filter_map(|step| step.message.as_deref()).collect();
+    assert!(told.iter().any(|told| told.contains("192.0.2.7 becomes 10.5.0.3")), "{told:?}");
+    // The lowest that is neither the gateway's nor the other machine's.
+    let machine = site.jobs.machine(SERVER).await.unwrap();
+    assert_eq!(
+        (machine.network.as_deref(), machine.address),
+        (Some("lab"), Some([10, 5, 0, 3].into())),
+        "{machine:?}"
+    );
+    let network = site.jobs.network("lab").await.unwrap();
+    assert!(
+        network.machines.iter().any(|member| member.address == Some([10, 5, 0, 3].into())),
+        "{network:?}"
+    );
+    let ordered = async || {
+        let spec = site.vault.catalog().recovery(SERVER).await.unwrap().unwrap().spec;
+        spec.changes.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let expected = [
+        "lifeboat-card:mac=52-54-00-00-00-01:name=eno1",
+        "lifeboat-card:mac=52-54-00-00-00-02:name=eno2:address=192.0.2.7:new-address=10.5.0.3/24:\
+         gateway=192.0.2.1:new-gateway=10.5.0.1",
+    ];
+    assert_eq!(ordered().await, expected);
+
+    // From another point it is the same machine, though a lower address is free now.
+    assert_eq!(site.run_of(OTHER, JobRequest::CleanUp { note: None }).await.state, JobState::Done);
+    let older = JobRequest::ChangePoint { point: site.points().await[0].to_string() };
+    assert_eq!(site.run(older).await.state, JobState::Done);
+    assert_eq!(site.jobs.machine(SERVER).await.unwrap().address, Some([10, 5, 0, 3].into()));
+    assert_eq!(ordered().await, expected);
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_was_set_is_what_a_fixed_one_becomes() {
+    let site = Site::new().await;
+    site.jobs.create_network(&isolated("lab", "10.5.0.0/29")).await.unwrap();
+    let mut set = TargetSettings { firmware: Some(Firmware::Bios), ..target("login: ") };
+    set.address = Some([10, 5, 0, 6].into());
+    site.jobs.set_target(SERVER, &set).await.unwrap();
+    site.vault.take_facts(SERVER, facts("192.0.2.7"), Timestamp::now()).await.unwrap();
+    assert_eq!(site.run(drill_in("lab")).await.state, JobState::Done);
+    assert_eq!(site.jobs.machine(SERVER).await.unwrap().address, Some([10, 5, 0, 6].into()));
+    let spec = site.vault.catalog().recovery(SERVER).await.unwrap().unwrap().spec;
+    let change = spec.changes[1].address.unwrap();
+    assert_eq!((change.from, change.to, change.prefix), ([192, 0, 2, 7].into(), [10, 5, 0, 6].into(), 29));
+    assert_eq!(site.run(JobRequest::CleanUp { note: None }).await.state, JobState::Done);
+
+    // One that fits is kept, and nothing but names is ordered.
+    let mut fitting = facts("10.5.0.6");
+    let Fact::Known(interfaces) = &mut fitting.interfaces else { panic!("{fitting:?}") };
+    interfaces[1].addresses[0].prefix = 29;
+    interfaces[1].gateway = Some("10.5.0.1".parse().unwrap());
+    site.vault.take_facts(SERVER, fitting, Timestamp::now()).await.unwrap();
+    assert_eq!(site.run(drill_in("lab")).await.state, JobState::Done);
+    let spec = site.vault.catalog().recovery(SERVER).await.unwrap().unwrap().spec;
+    assert!(spec.changes.iter().all(|change| change.address.is_none() && change.name.is_some()), "{spec:?}");
     site.end().await;
 }
 

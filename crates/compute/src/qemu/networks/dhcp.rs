@@ -5,11 +5,13 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use lifeboat_model::MacAddress;
+
 use super::super::process::Process;
 use super::super::settings::QemuSettings;
 use super::{BRIDGE, Namespace};
 use crate::error::ComputeError;
-use crate::network::{MacAddress, SharedNetwork};
+use crate::network::SharedNetwork;
 
 /// How long a guest has an address before it asks again.
 const LEASE: &str = "1h";

@@ -79,6 +79,7 @@ fn spec(number: u64, source: DiskAddress, bytes: u64) -> MachineSpec {
         firmware: Firmware::Bios,
         disks: vec![MachineDisk { number: DISK, source, bytes, bus: DiskBus::Virtio }],
         nics: vec![Nic { mac: MacAddress::local(number), model: NicModel::Virtio, attachment }],
+        changes: Vec::new(),
         identity: CopyIdentity {
             vault: VaultId::new(1),
             server: ServerId::new(1),

@@ -48,7 +48,7 @@ fn a_drill_comes_up_at_a_libvirt() {
     let server = protect(&site, &disk);
     let commits = NumberedCommits::start(&server.ssh, Duration::ZERO);
     await_more_points(&site);
-    drill(&site, &disk, &commits);
+    drill(&site, &disk, &server.ssh, &commits);
     assert_eq!(daemon.virsh(&["list", "--all", "--name"]).1.trim(), "", "domains are left");
 }
 
@@ -85,7 +85,7 @@ fn goes_the_whole_way(layout: DiskLayout) {
     wait_within(LIMIT, "commits after that point", || {
         (newest_number(&commits) > commits_before + 20).then_some(())
     });
-    drill(&site, &disk, &commits);
+    drill(&site, &disk, &server.ssh, &commits);
 
     site.await_point_taken("a last point");
     server.cut_power();
@@ -112,7 +112,7 @@ fn goes_the_whole_way(layout: DiskLayout) {
 }
 
 /// A copy beside the server: isolated, whole, and without an agent that sends. Nothing of it is left.
-fn drill(site: &Site, disk: &ServerDisk, commits: &NumberedCommits) {
+fn drill(site: &Site, disk: &ServerDisk, server: &Ssh, commits: &NumberedCommits) {
     let drill = job(site, &["failover", "test", "source", "--keep"]);
     assert_eq!(drill["report"]["up"], true, "{drill}");
     let copy = copy_of(site, disk);
@@ -121,6 +121,9 @@ fn drill(site: &Site, disk: &ServerDisk, commits: &NumberedCommits) {
     assert_has(NumberedCommits::count(&copy), &commits.acknowledged(), point["time"].as_str().unwrap());
     let reached = copy.attempt(&format!("timeout 5 bash -c 'exec 3<>/dev/tcp/{HOST_ADDRESS}/9443'"));
     assert!(!reached.status.success(), "a packet left the drill's network");
+    // Its card sits in another slot, and has the name all the same.
+    assert_eq!(copy.run("ls /sys/class/net"), server.run("ls /sys/class/net"));
+    copy.run("systemctl is-active lifeboat-fit");
     let log = copy.run("journalctl --boot --unit lifeboat-agent --no-pager");
     assert!(log.contains("sends nothing"), "{log}");
     // Replication went on, and goes on beside the copy.

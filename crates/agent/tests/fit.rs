@@ -67,7 +67,9 @@ impl Machine {
     }
 
     fn add_card(&self, name: &str, number: u8) {
-        self.ip(&format!("link add {name} address {} type dummy", mac(number)));
+        // A tap device, since not every kernel has dummies.
+        self.ip(&format!("tuntap add dev {name} mode tap"));
+        self.ip(&format!("link set dev {name} address {}", mac(number)));
     }
 
     /// The index of each interface and its name, in order.

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use lifeboat_model::MachineId;
 use rustix::fs::{FlockOperation, flock};
@@ -13,6 +14,8 @@ use tokio::sync::Mutex;
 
 use crate::directory::MachineDirectory;
 use crate::error::ComputeError;
+
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
 
 /// The machines of one state directory.
 #[derive(Debug)]
@@ -64,13 +67,20 @@ impl Machines {
     }
 }
 
+/// Locks a state directory. Programs that the one before was just starting hold its lock until they run.
 fn lock(state: &Path) -> Result<File, ComputeError> {
     let path = state.join("lock");
     let file =
         File::options().create(true).append(true).open(&path).map_err(ComputeError::io("open", &path))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ComputeError::InUse { path: state.to_owned() }),
-        Err(errno) => Err(ComputeError::io("lock", path)(io::Error::from(errno))),
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(ComputeError::InUse { path: state.to_owned() }),
+            Err(errno) => return Err(ComputeError::io("lock", path)(io::Error::from(errno))),
+        }
     }
 }

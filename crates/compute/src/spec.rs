@@ -120,7 +120,10 @@ impl MachineSpec {
             return Err("two of its network interfaces have the same MAC address".into());
         }
         if let Some(change) = self.changes.iter().find(|change| !macs.contains(&change.mac)) {
-            return Err(format!("a change is ordered of {}, which is no network interface of it", change.mac));
+            return Err(format!(
+                "a change is ordered of {}, which is no network interface of it",
+                change.mac
+            ));
         }
         self.nics.iter().try_for_each(Nic::check)
     }

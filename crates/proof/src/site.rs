@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{LoopDisk, Programs, run, scratch, wait_for};
+use crate::{LoopDisk, Programs, free_port, run, scratch, wait_for};
 
 /// A running trial. Ended, with its tracking, when dropped.
 pub struct Site {
@@ -261,5 +261,5 @@ pub(crate) fn tails(logs: &[PathBuf]) -> String {
 }
 
 fn free_address() -> String {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().to_string()
+    format!("127.0.0.1:{}", free_port())
 }

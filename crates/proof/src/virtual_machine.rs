@@ -1,7 +1,6 @@
 //! A virtual machine in QEMU that starts from one disk.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,7 +11,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::qmp::Qmp;
-use crate::{DiskLayout, ServerDisk, Ssh, wait_for, wait_within};
+use crate::{DiskLayout, ServerDisk, Ssh, free_port, wait_for, wait_within};
 
 /// A boot takes a minute when nothing else runs: the processor is emulated.
 const BOOT_MAX: Duration = Duration::from_secs(600);
@@ -143,8 +142,4 @@ fn escaped(value: &str) -> String {
 
 fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }

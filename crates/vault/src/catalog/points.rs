@@ -53,30 +53,26 @@ impl Catalog {
                 ("server = $1 AND number >= $2", "ORDER BY number DESC", server.to_string(), bigint(number)?)
             }
         };
-        // Only the constants above are put together here.
-        let points = format!(
-            "SELECT id, server, number, time_ns, kind, capture, sealed_ns, uploaded_ns, committed_ns, \
-             commit_digest FROM points WHERE {condition} {rest}"
+        // One statement sees one state: with two, a commit or a removal in between would leave a point out. Only the
+        // constants above are put together here.
+        let statement = format!(
+            "SELECT p.id, p.server, p.number, p.time_ns, p.kind, p.capture, p.sealed_ns, p.uploaded_ns, \
+             p.committed_ns, p.commit_digest, pd.disk, pd.epoch, pd.bytes, pd.files, \
+             (SELECT CAST(COALESCE(SUM(f.bytes), 0) AS BIGINT) FROM files f \
+             WHERE f.server = pd.server AND f.disk = pd.disk AND f.last_epoch = pd.epoch) AS stored \
+             FROM (SELECT * FROM points WHERE {condition} {rest}) p JOIN point_disks pd ON pd.point = p.id \
+             ORDER BY p.number DESC, pd.disk"
         );
-        let disks = format!(
-            "SELECT pd.point, pd.disk, pd.epoch, pd.bytes, pd.files, (SELECT CAST(COALESCE(SUM(f.bytes), 0) AS BIGINT) \
-             FROM files f WHERE f.server = pd.server AND f.disk = pd.disk AND f.last_epoch = pd.epoch) AS stored \
-             FROM point_disks pd WHERE pd.point IN (SELECT id FROM points WHERE {condition} {rest}) \
-             ORDER BY pd.disk"
-        );
-        // Disks first: a point that is committed in between is left out whole, not shown without disks.
-        let disks = self.all(query(AssertSqlSafe(disks)).bind(key.clone()).bind(number)).await?;
-        let mut by_point: BTreeMap<PointId, (Vec<PointDiskRow>, u64)> = BTreeMap::new();
-        for row in &disks {
-            let (disks, stored) = by_point.entry(row.parsed("point")?).or_default();
-            disks.push(point_disk_row(row)?);
-            *stored += row.number::<u64>("stored")?;
-        }
-        let rows = self.all(query(AssertSqlSafe(points)).bind(key).bind(number)).await?;
-        let mut points = Vec::with_capacity(rows.len());
+        let rows = self.all(query(AssertSqlSafe(statement)).bind(key).bind(number)).await?;
+        let mut points: Vec<PointRow> = Vec::new();
         for row in &rows {
-            if let Some((disks, bytes)) = by_point.remove(&row.parsed("id")?) {
-                points.push(point_row(row, disks, bytes)?);
+            let id = row.parsed("id")?;
+            if points.last().is_none_or(|point| point.id != id) {
+                points.push(point_row(row)?);
+            }
+            if let Some(point) = points.last_mut() {
+                point.disks.push(point_disk_row(row)?);
+                point.bytes += row.number::<u64>("stored")?;
             }
         }
         Ok(points)
@@ -467,7 +463,8 @@ impl Catalog {
     }
 }
 
-fn point_row(row: &DatabaseRow, disks: Vec<PointDiskRow>, bytes: u64) -> Result<PointRow, CatalogError> {
+/// A point, as yet without its disks.
+fn point_row(row: &DatabaseRow) -> Result<PointRow, CatalogError> {
     Ok(PointRow {
         id: row.parsed("id")?,
         server: row.parsed("server")?,
@@ -479,8 +476,8 @@ fn point_row(row: &DatabaseRow, disks: Vec<PointDiskRow>, bytes: u64) -> Result<
         uploaded: row.time("uploaded_ns")?,
         committed: row.time("committed_ns")?,
         commit_digest: row.parsed("commit_digest")?,
-        disks,
-        bytes,
+        disks: Vec::new(),
+        bytes: 0,
     })
 }
 

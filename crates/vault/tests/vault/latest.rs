@@ -41,3 +41,25 @@ async fn the_newest_application_consistent_point_is_found_or_what_to_take_instea
         assert_eq!(found, later, "not {newest}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn there_is_a_newest_point_at_every_moment_while_points_are_committed() {
+    let fixture = Fixture::new().await;
+    let vault = &fixture.vault;
+    register(vault, SERVER, "db1", 0).await;
+    take_of(vault, PointKind::Crash, 10, 1).await;
+    let committing = async {
+        for epoch in 2..150 {
+            take_of(vault, PointKind::Crash, 10 * i64::try_from(epoch).unwrap(), epoch).await;
+        }
+    };
+    let looking = async {
+        loop {
+            vault.find_point(SERVER, "latest").await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = committing => {}
+        () = looking => {}
+    }
+}

@@ -220,6 +220,13 @@ impl Kept {
         };
         kept.vault_listen = options.vault_listen.unwrap_or(kept.vault_listen);
         kept.process_server_listen = options.process_server_listen.unwrap_or(kept.process_server_listen);
+        if kept.vault_listen == kept.process_server_listen {
+            return Err(Failure::new(format!(
+                "vault and process server cannot both listen at {}: give one of them another port with --vault-listen \
+                 or --process-server-listen",
+                kept.vault_listen
+            )));
+        }
         refuse_taken(kept.vault_listen, "--vault-listen")?;
         refuse_taken(kept.process_server_listen, "--process-server-listen")?;
         write_durably(&file, toml::to_string(&kept)?.as_bytes())?;

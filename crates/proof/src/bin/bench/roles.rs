@@ -1,11 +1,11 @@
 //! A vault and a process server without an agent, for agents that are simulated.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use lifeboat_proof::{Programs, run, scratch, wait_for};
+use lifeboat_proof::{Programs, free_port, run, scratch, wait_for};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -127,5 +127,5 @@ fn text(path: &Path) -> String {
 }
 
 fn free_address() -> SocketAddr {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap()
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }

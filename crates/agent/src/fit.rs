@@ -107,10 +107,13 @@ fn change_address(host: &Host, change: &AddressChange) -> Vec<String> {
     troubles
 }
 
+/// Whether a file of this name is read.
+type IsRead = fn(&str) -> bool;
+
 /// The files in which facts look for addresses, each with its form.
 fn files(host: &Host) -> Vec<(Form, PathBuf)> {
     let mut files = vec![(Form::Ifupdown, PathBuf::from("/etc/network/interfaces"))];
-    let directories: [(Form, &str, fn(&str) -> bool); 8] = [
+    let directories: [(Form, &str, IsRead); 8] = [
         (Form::Ifupdown, "/etc/network/interfaces.d", |_| true),
         (Form::Netplan, "/etc/netplan", |name| name.ends_with(".yaml")),
         (Form::Networkd, "/etc/systemd/network", |name| name.ends_with(".network")),
@@ -162,7 +165,7 @@ fn write(host: &Host, path: &Path, text: &str, troubles: &mut Vec<String>) {
     let kept = (!relative.starts_with("run")).then(|| host.path(KEPT).join(relative));
     match file::replace(&host.path(path), kept.as_deref(), text) {
         Ok(()) => {
-            tracing::info!("{} has the addresses that this machine's network has for it", path.display())
+            tracing::info!("{} has the addresses that this machine's network has for it", path.display());
         }
         Err(error) => troubles.push(format!("{} cannot be changed: {error}", path.display())),
     }

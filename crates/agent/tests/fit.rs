@@ -35,7 +35,7 @@ impl Machine {
         machine.write("sys/class/dmi/id/product_name", SMBIOS_PRODUCT);
         let texts = changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\0");
         let tables = [b"\x0b\x05\0\0\x01".as_slice(), texts.as_bytes(), b"\0\0\x7f\x04\0\0\0\0"];
-        machine.write("sys/firmware/dmi/tables/DMI", &tables.concat());
+        machine.write("sys/firmware/dmi/tables/DMI", tables.concat());
         symlink("/sys/class/net", machine.path("sys/class/net")).unwrap();
         machine
     }

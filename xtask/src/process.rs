@@ -1,7 +1,7 @@
 //! Running other programs: each failure becomes a sentence that names the command.
 
 use std::ffi::OsStr;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -32,7 +32,7 @@ fn clean(command: &mut Command) -> &mut Command {
 pub fn finish(command: &mut Command) -> Outcome {
     let shown = format!("{command:?}").replace('"', "");
     let status = clean(command).status().map_err(|error| format!("cannot run `{shown}`: {error}"))?;
-    if status.success() { Ok(()) } else { Err(format!("`{shown}` ended with {status}")) }
+    outcome_of(&shown, status)
 }
 
 /// As [`finish`], for what is to be stopped when this process is: it may not have had the signal, which Ctrl-C
@@ -54,6 +54,10 @@ pub fn finish_or_stop(command: &mut Command, stopping: &AtomicBool) -> Outcome {
         }
         thread::sleep(LOOK_AGAIN);
     };
+    outcome_of(&shown, status)
+}
+
+fn outcome_of(shown: &str, status: ExitStatus) -> Outcome {
     if status.success() { Ok(()) } else { Err(format!("`{shown}` ended with {status}")) }
 }
 

@@ -11,7 +11,7 @@ mod file_systems;
 pub(crate) mod host;
 mod initramfs;
 pub(crate) mod network;
-mod network_configuration;
+pub(crate) mod network_configuration;
 mod partition_table;
 pub(crate) mod reporter;
 mod system;

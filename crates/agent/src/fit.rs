@@ -17,6 +17,7 @@ use std::time::Duration;
 use lifeboat_model::{AddressChange, CardChange};
 
 use crate::facts::host::{Host, name};
+use crate::facts::network_configuration::{CONNECTIONS, IFCFG, INTERFACES, INTERFACES_D, NETWORKD};
 use crate::recovery_copy;
 use configuration::{Form, change_gateway};
 
@@ -112,20 +113,16 @@ type IsRead = fn(&str) -> bool;
 
 /// The files in which facts look for addresses, each with its form.
 fn files(host: &Host) -> Vec<(Form, PathBuf)> {
-    let mut files = vec![(Form::Ifupdown, PathBuf::from("/etc/network/interfaces"))];
-    let directories: [(Form, &str, IsRead); 8] = [
-        (Form::Ifupdown, "/etc/network/interfaces.d", |_| true),
-        (Form::Netplan, "/etc/netplan", |name| name.ends_with(".yaml")),
-        (Form::Networkd, "/etc/systemd/network", |name| name.ends_with(".network")),
-        // What netplan has made of its files at this start.
-        (Form::Networkd, "/run/systemd/network", |name| name.ends_with(".network")),
-        (Form::Keyfile, "/etc/NetworkManager/system-connections", |_| true),
-        (Form::Keyfile, "/run/NetworkManager/system-connections", |_| true),
-        (Form::Ifcfg, "/etc/sysconfig/network-scripts", |name| name.starts_with("ifcfg-")),
-        (Form::Ifcfg, "/etc/sysconfig/network", |name| name.starts_with("ifcfg-")),
+    let mut files = vec![(Form::Ifupdown, PathBuf::from(INTERFACES))];
+    let forms: [(Form, &[&str], IsRead); 5] = [
+        (Form::Ifupdown, &[INTERFACES_D], |_| true),
+        (Form::Netplan, &["/etc/netplan"], |name| name.ends_with(".yaml")),
+        (Form::Networkd, &NETWORKD, |name| name.ends_with(".network")),
+        (Form::Keyfile, &CONNECTIONS, |_| true),
+        (Form::Ifcfg, &IFCFG, |name| name.starts_with("ifcfg-")),
     ];
-    for (form, directory, is_read) in directories {
-        let entries = host.entries(directory).into_iter();
+    for (form, directories, is_read) in forms {
+        let entries = directories.iter().flat_map(|directory| host.entries(directory));
         let fitting = entries.filter(|path| {
             let name = name(path);
             is_read(&name) && !name.starts_with('.') && host.path(path).is_file()

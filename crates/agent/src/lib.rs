@@ -26,6 +26,7 @@ mod link;
 mod notify;
 mod pace;
 mod recovery_copy;
+mod rtnetlink;
 mod services;
 mod sink;
 mod unreported;

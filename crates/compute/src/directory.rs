@@ -5,12 +5,14 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use lifeboat_model::{DiskNumber, MachineId};
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
 
 use crate::error::ComputeError;
 use crate::hydration::HydrationTarget;
@@ -123,6 +125,13 @@ impl MachineDirectory {
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Connects to a socket in it.
+    pub(crate) async fn connect(&self, name: &str) -> io::Result<UnixStream> {
+        // The way through /proc is short, whatever the path of the directory.
+        let place = File::open(&self.path)?;
+        UnixStream::connect(format!("/proc/self/fd/{}/{name}", place.as_raw_fd())).await
     }
 
     /// Where a copy of a disk is kept.

@@ -4,12 +4,13 @@ use std::io;
 use std::net::IpAddr;
 
 use lifeboat_wire::facts::Address;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{RecvFlags, SendFlags};
+
+use crate::rtnetlink::{self, NLMSG_ERROR};
 
 /// From the kernel's `linux/rtnetlink.h`, `linux/netlink.h` and `linux/if_addr.h`.
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWADDR: u16 = 20;
-const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
 const IFA_ADDRESS: u16 = 1;
@@ -32,13 +33,7 @@ pub(super) fn of_this_server() -> Result<Vec<Numbered>, String> {
 }
 
 fn ask() -> io::Result<Vec<Numbered>> {
-    let socket = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        // Number 0, which is rtnetlink.
-        None,
-    )?;
+    let socket = rtnetlink::connect()?;
     let mut request = Vec::with_capacity(24);
     // The header: length, kind, flags, number, sender; then an empty address.
     request.extend(24_u32.to_ne_bytes());

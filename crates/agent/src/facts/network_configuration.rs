@@ -6,6 +6,18 @@ use lifeboat_wire::facts::NetworkConfiguration;
 
 use super::host::{Host, name};
 
+/// ifupdown's file.
+pub(crate) const INTERFACES: &str = "/etc/network/interfaces";
+/// Where ifupdown has more of them.
+pub(crate) const INTERFACES_D: &str = "/etc/network/interfaces.d";
+/// Where systemd-networkd's files are. Below `/run` is what netplan has made of its own at this start.
+pub(crate) const NETWORKD: [&str; 2] = ["/etc/systemd/network", "/run/systemd/network"];
+/// Where NetworkManager's connections are.
+pub(crate) const CONNECTIONS: [&str; 2] =
+    ["/etc/NetworkManager/system-connections", "/run/NetworkManager/system-connections"];
+/// Where the `ifcfg` files of Red Hat and of SUSE are.
+pub(crate) const IFCFG: [&str; 2] = ["/etc/sysconfig/network-scripts", "/etc/sysconfig/network"];
+
 /// What was found of one interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Configured {
@@ -26,8 +38,8 @@ pub(super) fn of(host: &Host, interface: &str, mac: &str) -> Option<Configured> 
 
 /// Stanzas that begin with lines such as `iface eno1 inet static`.
 fn ifupdown(host: &Host, interface: &str) -> Option<Configured> {
-    let mut files = vec!["/etc/network/interfaces".into()];
-    files.extend(host.entries("/etc/network/interfaces.d"));
+    let mut files = vec![INTERFACES.into()];
+    files.extend(host.entries(INTERFACES_D));
     let texts: Vec<_> = files.into_iter().filter_map(|file| host.text(file).ok()).collect();
     let stanzas = texts.iter().flat_map(|text| text.lines()).filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -50,8 +62,7 @@ fn ifupdown(host: &Host, interface: &str) -> Option<Configured> {
 
 /// The first file that matches counts; netplan writes such files below `/run`.
 fn networkd(host: &Host, interface: &str, mac: &str) -> Option<Configured> {
-    let directories = ["/etc/systemd/network", "/run/systemd/network"];
-    let mut files: Vec<_> = directories.iter().flat_map(|directory| host.entries(directory)).collect();
+    let mut files: Vec<_> = NETWORKD.iter().flat_map(|directory| host.entries(directory)).collect();
     files.sort_by_key(|file| name(file));
     for file in files.iter().filter(|file| name(file).ends_with(".network")) {
         let Some(ini) = host.text(file).ok().map(|text| Ini::parse(&text)) else { continue };
@@ -77,8 +88,7 @@ fn networkd(host: &Host, interface: &str, mac: &str) -> Option<Configured> {
 }
 
 fn network_manager(host: &Host, interface: &str, mac: &str) -> Option<Configured> {
-    let directories = ["/etc/NetworkManager/system-connections", "/run/NetworkManager/system-connections"];
-    for file in directories.iter().flat_map(|directory| host.entries(directory)) {
+    for file in CONNECTIONS.iter().flat_map(|directory| host.entries(directory)) {
         let Some(ini) = host.text(&file).ok().map(|text| Ini::parse(&text)) else { continue };
         let named = ini.words("connection", "interface-name").any(|word| word == interface);
         let by_mac = ["ethernet", "802-3-ethernet"]
@@ -104,8 +114,7 @@ fn network_manager(host: &Host, interface: &str, mac: &str) -> Option<Configured
 
 /// Shell assignments, in a file that is named after the interface.
 fn ifcfg(host: &Host, interface: &str, mac: &str) -> Option<Configured> {
-    let directories = ["/etc/sysconfig/network-scripts", "/etc/sysconfig/network"];
-    for file in directories.iter().flat_map(|directory| host.entries(directory)) {
+    for file in IFCFG.iter().flat_map(|directory| host.entries(directory)) {
         let file_name = name(&file);
         let Some(of) = file_name.strip_prefix("ifcfg-") else { continue };
         let Ok(text) = host.text(&file) else { continue };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use lifeboat_model::CardChange;
 
-use super::links::Links;
+use super::links::{IFF_UP, Links};
 use crate::facts::host::{Host, name};
 use crate::facts::network::{CLASS, mac, number};
 
@@ -16,7 +16,6 @@ use crate::facts::network::{CLASS, mac, number};
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// udev may give a name that was just taken away back to a card, as an alternative one.
 const ATTEMPTS: usize = 5;
-const IFF_UP: u32 = 1;
 
 /// A card that is there, and the name that it shall have.
 struct Card<'a> {

@@ -3,32 +3,26 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{RecvFlags, SendFlags};
+
+use crate::rtnetlink::{self, NLMSG_ERROR};
 
 /// From the kernel's `linux/rtnetlink.h`, `linux/netlink.h` and `linux/if_link.h`.
 const RTM_SETLINK: u16 = 19;
 const RTM_DELLINKPROP: u16 = 109;
-const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST_ACK: u16 = 0x5;
 const NLA_F_NESTED: u16 = 0x8000;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_PROP_LIST: u16 = 52;
 const IFLA_ALT_IFNAME: u16 = 53;
-const IFF_UP: u32 = 1;
+pub(super) const IFF_UP: u32 = 1;
 
 /// A connection to the kernel.
 pub(super) struct Links(OwnedFd);
 
 impl Links {
     pub fn open() -> io::Result<Self> {
-        let socket = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            // Number 0, which is rtnetlink.
-            None,
-        )?;
-        Ok(Self(socket))
+        rtnetlink::connect().map(Self)
     }
 
     /// Names an interface, which must be down.

@@ -3,9 +3,7 @@
 //! QEMU writes what the guest says to the console's file, whether or not somebody is connected to its socket. A
 //! connection lasts until the guest has read what was written: QEMU hangs up then.
 
-use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use lifeboat_model::MachineId;
@@ -13,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::Host;
-use crate::directory::{CONSOLE_SOCKET, MachineDirectory};
+use crate::directory::CONSOLE_SOCKET;
 use crate::error::ComputeError;
 
 /// A guest that reads its console reads a few bytes at a time, and one in emulation takes a while for that.
@@ -22,7 +20,7 @@ const READ_LIMIT: Duration = Duration::from_secs(10);
 impl Host {
     pub(crate) async fn write_console(&self, machine: MachineId, input: &[u8]) -> Result<(), ComputeError> {
         let directory = self.machines.directory(machine);
-        let socket = match connect(&directory).await {
+        let socket = match directory.connect(CONSOLE_SOCKET).await {
             Ok(socket) => socket,
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                 let lock = self.machines.lock_of(machine);
@@ -39,12 +37,6 @@ impl Host {
             Ok(written) => written.map_err(ComputeError::io("write to", directory.file(CONSOLE_SOCKET))),
         }
     }
-}
-
-async fn connect(directory: &MachineDirectory) -> io::Result<UnixStream> {
-    // The way through /proc is short, whatever the path of the directory.
-    let place = File::open(directory.path())?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{CONSOLE_SOCKET}", place.as_raw_fd())).await
 }
 
 /// Writes, and waits until QEMU has passed all of it to the guest.

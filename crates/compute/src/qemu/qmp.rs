@@ -4,9 +4,7 @@
 //! needs nothing but the machine's socket. QEMU serves one connection at a time; the provider holds the
 //! machine's lock while it has one.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +14,6 @@ use lifeboat_model::MachineId;
 use qapi::ExecuteError;
 use qapi::futures::{QapiService, QmpStreamTokio};
 use qapi::qmp::{Event, QmpCommand};
-use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::task::JoinHandle;
 
@@ -35,9 +32,7 @@ pub(crate) struct Qmp {
 impl Qmp {
     /// Connects. An `io::Error` means that nobody listens yet or any longer.
     pub(crate) async fn connect(directory: &MachineDirectory) -> io::Result<Self> {
-        // The way through /proc is short, whatever the path of the directory.
-        let place = File::open(directory.path())?;
-        let socket = UnixStream::connect(format!("/proc/self/fd/{}/{QMP}", place.as_raw_fd())).await?;
+        let socket = directory.connect(QMP).await?;
         let (read, write) = socket.into_split();
         let greeted = async { QmpStreamTokio::open_split(read, write).await?.negotiate().await };
         let stream = tokio::time::timeout(ANSWER_LIMIT, greeted).await??;

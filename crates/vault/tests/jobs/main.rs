@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+#[allow(dead_code, reason = "shared with the end-to-end tests")]
+#[path = "../../../proof/src/boot_sector.rs"]
+mod boot_sector;
 #[allow(dead_code, reason = "shared with the tests of libvirt's machines")]
 #[path = "../../../compute/tests/libvirt/daemon.rs"]
 mod daemon;

@@ -14,6 +14,7 @@ use lifeboat_vault::{NbdSettings, Store, Vault, Volumes};
 use rustls::ServerConfig;
 use tempfile::TempDir;
 
+use crate::boot_sector::boot_sector;
 use crate::support::{Counted, Files, PROCESS_SERVER, SERVER, at, describe, register, send};
 use lifeboat_wire::process_server::GrantRequest;
 
@@ -279,27 +280,6 @@ async fn commit_guest(vault: &Vault, server: ServerId, epoch: u64, text: &str) {
     let mut commit = files.commit(server, seconds, &[(0, epoch, 1)]);
     commit.files = vec![file];
     vault.commit_point(PROCESS_SERVER, &commit, at(seconds + 1)).await.unwrap();
-}
-
-/// A boot sector of 512 bytes that writes a text to the first serial port and halts.
-fn boot_sector(text: &str) -> Vec<u8> {
-    let mut sector = vec![
-        0x31, 0xc0, // xor ax, ax
-        0x8e, 0xd8, // mov ds, ax
-        0xbe, 0x15, 0x7c, // mov si, text
-        0xac, // next: lodsb
-        0x08, 0xc0, // or al, al
-        0x74, 0x06, // jz end
-        0xba, 0xf8, 0x03, // mov dx, 0x3f8
-        0xee, // out dx, al
-        0xeb, 0xf5, // jmp next
-        0xf4, // end: hlt
-        0xeb, 0xfd, // jmp end
-    ];
-    sector.extend_from_slice(text.as_bytes());
-    sector.resize(510, 0);
-    sector.extend_from_slice(&[0x55, 0xaa]);
-    sector
 }
 
 fn working_directories() -> impl Iterator<Item = std::path::PathBuf> {

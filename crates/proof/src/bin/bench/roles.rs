@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Machines of one processor each that may run at once: ten drills beside one that has failed over.
-pub const MACHINES_MAX: usize = 11;
+const MACHINES_MAX: usize = 11;
 
 /// Both roles, running. Ended when dropped.
 pub struct Roles {

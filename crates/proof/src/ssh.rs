@@ -3,21 +3,41 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use crate::ServerDisk;
 use crate::server_disk::HOST_ALIAS;
 
 /// How to reach root's account on a machine.
 #[derive(Clone, Debug)]
 pub struct Ssh {
+    /// The words that stand before `ssh`, where the machine is reached from within a network of its own.
+    pub entrance: Vec<String>,
+    pub address: String,
     pub port: u16,
     pub key: PathBuf,
     pub known_hosts: PathBuf,
 }
 
 impl Ssh {
+    /// A machine whose SSH a port of this one's loopback leads to.
+    pub fn at_port(port: u16, server: &ServerDisk) -> Self {
+        Self::at(Vec::new(), "127.0.0.1", port, server)
+    }
+
+    /// A machine at an address in a network of its own, which the words of `entrance` lead into.
+    pub fn within(entrance: &str, address: &str, server: &ServerDisk) -> Self {
+        Self::at(entrance.split_whitespace().map(str::to_owned).collect(), address, 22, server)
+    }
+
+    fn at(entrance: Vec<String>, address: &str, port: u16, server: &ServerDisk) -> Self {
+        let (key, known_hosts) = (server.key.clone(), server.known_hosts.clone());
+        Self { entrance, address: address.to_owned(), port, key, known_hosts }
+    }
+
     /// `ssh` up to the words of the command, which the other machine's shell reads.
     pub fn command(&self) -> Command {
-        let mut command = Command::new("ssh");
-        command.args(["-F", "none", "-p", &self.port.to_string(), "-i"]).arg(&self.key);
+        let mut command = Command::new("env");
+        command.args(&self.entrance).args(["ssh", "-F", "none", "-p", &self.port.to_string(), "-i"]);
+        command.arg(&self.key);
         for option in [
             &format!("UserKnownHostsFile={}", self.known_hosts.display()),
             &format!("HostKeyAlias={HOST_ALIAS}"),
@@ -32,7 +52,7 @@ impl Ssh {
         ] {
             command.args(["-o", option]);
         }
-        command.arg("root@127.0.0.1").stdin(Stdio::null());
+        command.arg(format!("root@{}", self.address)).stdin(Stdio::null());
         command
     }
 

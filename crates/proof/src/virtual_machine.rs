@@ -75,8 +75,7 @@ impl VirtualMachine {
         }
         let errors = File::create(dir.path().join(ERRORS)).unwrap();
         let qemu = qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn().unwrap();
-        let ssh = Ssh { port, key: server.key.clone(), known_hosts: server.known_hosts.clone() };
-        Self { ssh, qemu: Mutex::new(qemu), dir }
+        Self { ssh: Ssh::at_port(port, server), qemu: Mutex::new(qemu), dir }
     }
 
     /// Waits until the machine asks for a login on its console and lets us in over SSH.

@@ -21,6 +21,13 @@ use daemon::Daemon;
 const LIMIT: Duration = Duration::from_secs(1200);
 const POINTS_UNDER_LOAD: usize = 3;
 
+/// The address that QEMU gives a guest, so that the source keeps it when it is fixed.
+const FIXED_ADDRESS: &str = "10.0.2.15";
+const FIXED_IN: &str = "/etc/systemd/network/wired.network";
+/// What it becomes in the network of failovers, which has another subnet: the lowest that is free.
+const MOVED_TO: &str = "10.7.0.2";
+const GATEWAY: &str = "10.7.0.1";
+
 #[test]
 fn a_server_with_root_on_a_logical_volume_goes_the_whole_way() {
     goes_the_whole_way(DiskLayout::Lvm);
@@ -56,6 +63,12 @@ fn a_drill_comes_up_at_a_libvirt() {
 fn protect(site: &Site, disk: &ServerDisk) -> VirtualMachine {
     let server = VirtualMachine::start(disk, Reach::Host);
     server.await_login();
+    let fixed = format!("s|^DHCP=.*|Address={FIXED_ADDRESS}/24\\nGateway={HOST_ADDRESS}|");
+    server.ssh.run(&format!("sed -i '{fixed}' {FIXED_IN} && networkctl reload"));
+    wait_within(LIMIT, "the address to be a fixed one", || {
+        let addresses = server.ssh.run("ip -4 -oneline address show scope global");
+        (addresses.contains(FIXED_ADDRESS) && !addresses.contains("dynamic")).then_some(())
+    });
     install_agent(&server.ssh, &site.remote_agent_dir());
     wait_within(LIMIT, "the first point", || (!points(site).is_empty()).then_some(()));
     site.json(["target", "set", "source", "--probe", "console=source login:", "--probe", "ssh=22"]);
@@ -69,6 +82,9 @@ fn protect(site: &Site, disk: &ServerDisk) -> VirtualMachine {
     assert_ne!(readiness["verdict"], "not-ready", "{readiness}");
     let firmware = if disk.layout == DiskLayout::Uefi { "uefi" } else { "bios" };
     assert_eq!(readiness["target"]["firmware"], firmware, "{readiness}");
+    // What changes copies leaves an original alone.
+    assert_eq!(server.ssh.attempt("systemctl is-active lifeboat-fit").status.code(), Some(3));
+    assert_eq!(server.ssh.run("systemctl is-enabled lifeboat-fit"), "enabled");
     server
 }
 
@@ -91,15 +107,16 @@ fn goes_the_whole_way(layout: DiskLayout) {
     server.cut_power();
     let acknowledged = commits.stop();
     let before = ids(&site);
-    let failover = job(&site, &["failover", "run", "source", "--point", "latest"]);
-    let copy = copy_of(&site, &disk);
+    site.json(["network", "create", "lab", "--subnet", "10.7.0.0/24", "--gateway", GATEWAY]);
+    let failover = job(&site, &["failover", "run", "source", "--point", "latest", "--network", "lab"]);
+    let copy = moved_copy_of(&site, &disk);
     await_database(&copy);
     let (point, all) = (point_of(&site, &failover), NumberedCommits::count(&copy));
     assert_has(all, &acknowledged, point["time"].as_str().unwrap());
 
     let id = older["id"].as_str().unwrap();
     job(&site, &["failover", "change-point", "source", "--point", id]);
-    let copy = copy_of(&site, &disk);
+    let copy = moved_copy_of(&site, &disk);
     await_database(&copy);
     let some = NumberedCommits::count(&copy);
     assert_has(some, &acknowledged, older["time"].as_str().unwrap());
@@ -161,13 +178,29 @@ fn job(site: &Site, words: &[&str]) -> Value {
     job
 }
 
-/// The way to the machine's SSH.
+/// The way to the SSH of a machine with a network of its own.
 fn copy_of(site: &Site, disk: &ServerDisk) -> Ssh {
     let machine = site.json(["machine", "show", "source"]);
     let forwards = machine["forwards"].as_array().unwrap();
     let forward = forwards.iter().find(|forward| forward["to"] == 22);
     let port = forward.and_then(|forward| forward["port"].as_u64()).unwrap();
-    Ssh { port: u16::try_from(port).unwrap(), key: disk.key.clone(), known_hosts: disk.known_hosts.clone() }
+    Ssh::at_port(u16::try_from(port).unwrap(), disk)
+}
+
+/// The way to the SSH of a machine in the network of failovers, where it has another address than the source.
+fn moved_copy_of(site: &Site, disk: &ServerDisk) -> Ssh {
+    let machine = site.json(["machine", "show", "source"]);
+    assert_eq!(machine["address"], MOVED_TO, "{machine}");
+    let copy = Ssh::within(machine["entrance"].as_str().unwrap(), MOVED_TO, disk);
+    let addresses = copy.run("ip -4 -oneline address show scope global");
+    assert!(addresses.contains(&format!("inet {MOVED_TO}/24")), "{addresses}");
+    assert!(!addresses.contains(FIXED_ADDRESS), "{addresses}");
+    let route = copy.run("ip route show default");
+    assert!(route.contains(&format!("via {GATEWAY}")), "{route}");
+    // What the administrator wrote is kept as it was.
+    let kept = copy.run(&format!("cat /var/lib/lifeboat-agent/before-fit{FIXED_IN}"));
+    assert!(kept.contains(FIXED_ADDRESS), "{kept}");
+    copy
 }
 
 fn await_database(ssh: &Ssh) {

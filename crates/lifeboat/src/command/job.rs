@@ -106,7 +106,14 @@ fn tell(arguments: &SiteArguments, job: &Job) -> Result<(), Failure> {
         return print_json(job);
     }
     let what = kind_words(job.kind);
-    let why = job.message.as_ref().map(|message| format!(" {message}")).unwrap_or_default();
+    // What the last step said is printed already.
+    let told = job.steps.last().and_then(|step| step.message.as_ref());
+    let why = job
+        .message
+        .as_ref()
+        .filter(|why| told != Some(*why))
+        .map(|message| format!(" {message}"))
+        .unwrap_or_default();
     print_line(&match job.state {
         JobState::Running | JobState::RollingBack => {
             format!("Job {} goes on; follow it with `lifeboat job show {}`.", job.id, job.id)

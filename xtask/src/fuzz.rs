@@ -20,7 +20,7 @@ pub struct Options {
     /// How long each target runs.
     #[arg(long, default_value_t = 60)]
     seconds: u32,
-    /// Leave out the targets that take long to build: manifests and overlays.
+    /// Leave out the targets that take long to build: what the agent, the vault and the volumes read.
     #[arg(long)]
     quick: bool,
 }
@@ -59,7 +59,7 @@ fn build(options: &Options) -> Result<PathBuf, String> {
         None => cargo.arg("--bins"),
     };
     if !options.quick {
-        cargo.args(["--features", "store"]);
+        cargo.args(["--features", "roles"]);
     }
     process::finish(cargo.env("RUSTFLAGS", FLAGS).current_dir(root()))?;
     Ok(target_dir.join(build::TARGET).join("release"))

@@ -9,10 +9,10 @@ mod block;
 mod drivers;
 mod file_systems;
 pub(crate) mod host;
-mod initramfs;
+pub(crate) mod initramfs;
 pub(crate) mod network;
 pub(crate) mod network_configuration;
-mod partition_table;
+pub(crate) mod partition_table;
 pub(crate) mod reporter;
 mod system;
 

@@ -6,7 +6,7 @@
 //! again, and finds it done.
 
 mod cards;
-mod configuration;
+pub(crate) mod configuration;
 mod file;
 mod links;
 

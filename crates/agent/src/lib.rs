@@ -11,6 +11,8 @@ pub mod check;
 pub mod cli;
 pub mod device;
 pub mod engine;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod quiet;
 pub mod record;
 pub mod replicator;

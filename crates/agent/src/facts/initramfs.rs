@@ -25,7 +25,7 @@ const LZ4_PACKED_BYTES_MAX: u32 = (8 << 20) + (8 << 20) / 255 + 16;
 
 /// The modules below `modules/RELEASE/` in an initramfs, by the kernel's names with underscores. Or one
 /// clause that says why that cannot be told.
-pub(super) fn modules(file: &mut dyn Read, release: &str) -> Result<BTreeSet<String>, String> {
+pub(crate) fn modules(file: &mut dyn Read, release: &str) -> Result<BTreeSet<String>, String> {
     let mut found = Found { place: format!("modules/{release}/"), modules: BTreeSet::new(), plain: 0 };
     found.archives(&mut Input::new(file), false)?;
     Ok(found.modules)

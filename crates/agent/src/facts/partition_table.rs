@@ -20,11 +20,11 @@ const PROTECTIVE: u8 = 0xee;
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 
 /// Reads so many bytes at an offset; all of them or an error.
-pub(super) type ReadAt<'a> = &'a mut dyn FnMut(u64, usize) -> io::Result<Vec<u8>>;
+pub(crate) type ReadAt<'a> = &'a mut dyn FnMut(u64, usize) -> io::Result<Vec<u8>>;
 
 /// What the beginning of a disk says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Beginning {
+pub(crate) struct Beginning {
     pub boot_code: BootCode,
     pub table: Result<Option<PartitionTable>, String>,
 }
@@ -33,7 +33,7 @@ pub(super) struct Beginning {
 ///
 /// # Errors
 /// When it cannot be read.
-pub(super) fn read(bytes: u64, sector: u64, read_at: ReadAt<'_>) -> io::Result<Beginning> {
+pub(crate) fn read(bytes: u64, sector: u64, read_at: ReadAt<'_>) -> io::Result<Beginning> {
     let first = read_at(0, 512)?;
     let is_signed = first.ends_with(&SIGNATURE);
     let boot_code = if is_signed { boot_code(&first) } else { BootCode::None };
@@ -239,7 +239,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// The check sum of GUID partition tables (CRC-32 of IEEE 802.3).
-fn crc32(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     let step = |crc: u32, _| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
     !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
 }

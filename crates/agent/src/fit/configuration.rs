@@ -12,7 +12,7 @@ use lifeboat_model::AddressChange;
 
 /// Whose form a text has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// `/etc/network/interfaces`.
     Ifupdown,
     /// Files `*.network` of systemd-networkd.
@@ -27,7 +27,7 @@ pub(super) enum Form {
 
 /// What becomes of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Changed {
+pub(crate) struct Changed {
     /// The text, where it is another one.
     pub text: Option<String>,
     /// Whether the old address or the new one was configured in it.
@@ -35,7 +35,7 @@ pub(super) struct Changed {
 }
 
 /// Changes an address in a text.
-pub(super) fn change(form: Form, text: &str, change: &AddressChange) -> Changed {
+pub(crate) fn change(form: Form, text: &str, change: &AddressChange) -> Changed {
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let owners = match form {
         Form::Ifupdown => stanzas(&lines),

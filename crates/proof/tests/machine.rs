@@ -59,6 +59,25 @@ fn a_drill_comes_up_at_a_libvirt() {
     assert_eq!(daemon.virsh(&["list", "--all", "--name"]).1.trim(), "", "domains are left");
 }
 
+#[test]
+#[ignore = "takes long: cargo xtask test-machine"]
+fn a_copy_without_the_unit_is_fitted_by_its_agent() {
+    let home = tempfile::Builder::new().prefix("lifeboat-server-").tempdir_in(scratch()).unwrap();
+    let disk = ServerDisk::in_dir(home.path(), DiskLayout::Bios);
+    let site = Site::start_for_remote_agent(HOST_ADDRESS, MACHINE_DISK, "5s");
+    let server = protect(&site, &disk);
+    server.ssh.run("systemctl disable --quiet lifeboat-fit && rm $(systemctl show --property=FragmentPath --value lifeboat-fit)");
+    server.ssh.run("systemctl daemon-reload && sync");
+    site.await_point_taken("a point without the unit");
+    job(&site, &["failover", "test", "source", "--keep"]);
+    let copy = copy_of(&site, &disk);
+    let names = "ls /sys/class/net";
+    wait_within(LIMIT, "the card's name", || (copy.run(names) == server.ssh.run(names)).then_some(()));
+    let log = copy.run("journalctl --boot --no-pager");
+    assert!(log.contains("is named"), "the card had its name by itself, so that this shows nothing");
+    job(&site, &["failover", "cleanup", "source"]);
+}
+
 /// Starts a server, installs the agent and waits for its first point.
 fn protect(site: &Site, disk: &ServerDisk) -> VirtualMachine {
     let server = VirtualMachine::start(disk, Reach::Host);

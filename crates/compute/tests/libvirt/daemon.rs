@@ -132,6 +132,14 @@ impl Daemon {
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 
+    /// A program on libvirt's host: it sees the daemon's directories. It ends with the thread that started it.
+    pub fn on_host(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        let target = self.script.id().to_string();
+        command.args(["--target", &target, "--mount", "setpriv", "--pdeathsig", "KILL", program]);
+        command
+    }
+
     /// The directory in which libvirt's host keeps what belongs to the machines of a vault.
     pub fn kept_for(&self, vault: &str) -> PathBuf {
         self.place.path().join(format!("var/lib/libvirt/lifeboat-{vault}"))

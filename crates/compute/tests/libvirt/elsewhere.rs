@@ -1,11 +1,13 @@
-//! A libvirt that is not on the vault's machine: reached over TLS, and its guests' disks too. That it is here all
-//! the same, nothing of what is used tells.
+//! A libvirt that is not on the vault's machine: reached over TLS or SSH, and its guests' disks over TLS. That it
+//! is here all the same, nothing of what is used tells.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lifeboat_compute::{
     AccelerationChoice, Attachment, DiskAddress, DiskFormat, Forward, HydrationTarget, LibvirtProvider,
@@ -108,7 +110,75 @@ async fn a_host_elsewhere_runs_machines_from_disks_over_tls() {
         &format!("nbd_tls_x509_cert_dir = \"{shown}\"\n"),
         "--listen",
     );
-    let image = place.path().join("image");
+    let uri = format!("qemu+tls://localhost:{port}/system?pkipath={shown}");
+    runs_machines(place.path(), &certificates, &daemon, &uri).await;
+}
+
+#[tokio::test]
+async fn a_host_elsewhere_is_reached_over_ssh() {
+    let place = tempfile::Builder::new().prefix("lv").tempdir().unwrap();
+    let pki = place.path().join("pki");
+    let certificates = Certificates::new();
+    certificates.write(&pki);
+    let daemon = Daemon::with("", &format!("nbd_tls_x509_cert_dir = \"{}\"\n", pki.display()), "");
+    let (mut sshd, port, client) = ssh_server(&daemon, place.path());
+    let uri = format!("qemu+ssh://root@127.0.0.1:{port}/system?command={}", client.display());
+    runs_machines(place.path(), &certificates, &daemon, &uri).await;
+    sshd.kill().unwrap();
+    sshd.wait().unwrap();
+
+    // The host is away: that is said, and by whom.
+    let settings = LibvirtSettings::new(place.path().join("state"), &uri, VaultId::new(77));
+    let provider = LibvirtProvider::open(settings).await.unwrap();
+    let error = provider.start(&spec(1, address(place.path()))).await.unwrap_err().to_string();
+    assert!(error.contains("Connection refused") && error.contains("127.0.0.1"), "{error}");
+}
+
+/// An SSH server on the daemon's host, its port, and a program that logs in to it as an administrator's `ssh` does
+/// with what is in his home directory.
+fn ssh_server(daemon: &Daemon, place: &Path) -> (Child, u16, PathBuf) {
+    let path = |name: &str| place.join(name).display().to_string();
+    for name in ["host-key", "key"] {
+        let keygen =
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &path(name)]).status();
+        assert!(keygen.unwrap().success());
+    }
+    let port = free_port();
+    let settings = format!(
+        "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
+         StrictModes no\nPermitRootLogin prohibit-password\n",
+        path("host-key"),
+        path("key.pub")
+    );
+    fs::write(path("sshd.conf"), settings).unwrap();
+    // Debian's makes it when it starts as a service.
+    fs::create_dir_all("/run/sshd").unwrap();
+    let log = fs::File::create(path("sshd.log")).unwrap();
+    let mut sshd = daemon.on_host("/usr/sbin/sshd");
+    let sshd = sshd.args(["-D", "-e", "-f", &path("sshd.conf")]).stderr(log).spawn().unwrap();
+
+    let host_key = fs::read_to_string(path("host-key.pub")).unwrap();
+    fs::write(path("known_hosts"), format!("[127.0.0.1]:{port} {host_key}")).unwrap();
+    let client = place.join("ssh");
+    let script = format!(
+        "#!/bin/sh\nexec ssh -F none -i '{}' -o UserKnownHostsFile='{}' -o StrictHostKeyChecking=yes \"$@\"\n",
+        path("key"),
+        path("known_hosts")
+    );
+    fs::write(&client, script).unwrap();
+    fs::set_permissions(&client, fs::Permissions::from_mode(0o755)).unwrap();
+    let began = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        let log = fs::read_to_string(path("sshd.log")).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(60), "no SSH server: {log}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    (sshd, port, client)
+}
+
+/// Starts a machine there from a disk over TLS, and removes it; says what such a host has not.
+async fn runs_machines(place: &Path, certificates: &Certificates, daemon: &Daemon, uri: &str) {
+    let image = place.join("image");
     crate::guests::disk(&image, READS, DISK_BYTES, "from afar\r\n");
     let server = NbdServer::new(Limits::default());
     let file = fs::File::options().read(true).write(true).open(&image).unwrap();
@@ -117,12 +187,11 @@ async fn a_host_elsewhere_runs_machines_from_disks_over_tls() {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let bound = server.listen_tcp(any, move || Arc::clone(&tls)).await.unwrap();
 
-    let uri = format!("qemu+tls://localhost:{port}/system?pkipath={shown}");
     let settings = LibvirtSettings {
         acceleration: AccelerationChoice::Tcg,
-        ..LibvirtSettings::new(place.path().join("state"), &uri, VaultId::new(77))
+        ..LibvirtSettings::new(place.join("state"), uri, VaultId::new(77))
     };
-    let mut spec = spec(1, address(place.path()));
+    let mut spec = spec(1, address(place));
     let forwards = vec![Forward { host_port: 0, guest_port: 22 }];
     let attachment = Attachment::Isolated { subnet: None, forwards };
     spec.nics = vec![Nic { mac: MacAddress::local(1), model: NicModel::Virtio, attachment }];
@@ -146,7 +215,7 @@ async fn a_host_elsewhere_runs_machines_from_disks_over_tls() {
     let error = provider.reach(spec.id, 22, Duration::from_secs(1)).await.unwrap_err();
     assert!(error.to_string().contains("use a probe of the console"), "{error}");
     let target =
-        HydrationTarget { path: place.path().join("copy"), format: DiskFormat::Raw, bytes_per_second: None };
+        HydrationTarget { path: place.join("copy"), format: DiskFormat::Raw, bytes_per_second: None };
     let error = provider.hydrate(spec.id, DiskNumber(0), &target).await.unwrap_err();
     assert!(
         error.to_string().contains("is another host, and disks are copied to files of the vault"),
@@ -159,5 +228,5 @@ async fn a_host_elsewhere_runs_machines_from_disks_over_tls() {
 
     spec.disks[0].source = DiskAddress::File { path: image, format: DiskFormat::Raw };
     let error = provider.start(&spec).await.unwrap_err();
-    assert!(error.to_string().contains("is on the vault's machine, and qemu+tls://localhost"), "{error}");
+    assert!(error.to_string().contains(&format!("is on the vault's machine, and {uri}")), "{error}");
 }

@@ -23,6 +23,7 @@ mod virsh;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,7 @@ use lifeboat_model::{DiskNumber, MachineId};
 use tokio::sync::{Mutex, OnceCell};
 use tokio::task::JoinHandle;
 
+use crate::address::{self, NO_ADDRESS};
 use crate::console;
 use crate::directory::{CONSOLE, MachineState, SCREEN};
 use crate::error::ComputeError;
@@ -204,11 +206,20 @@ impl Host {
     ) -> Result<Reached, ComputeError> {
         let (state, _) = self.live(machine).await?;
         let Uri { shown, is_local, .. } = self.virsh.uri();
+        // Where a bridge is does not matter for an address: this machine has a route there or not.
+        if let Some(address) = address::on_bridge(&state.spec.nics) {
+            let to = SocketAddrV4::new(address, guest_port);
+            return Ok(address::reached(to, address::connect(to, limit).await));
+        }
         if !is_local {
             let why = format!(
-                "the ports of guests at {shown} cannot be reached from the vault's machine; use a probe of the console"
+                "the ports of guests at {shown} are reached from the vault's machine only where they are on a bridge \
+                 and have an address that is known (`lifeboat target set --address`); use a probe of the console"
             );
             return Err(ComputeError::NotSupported { machine, why });
+        }
+        if address::is_on_wire(&state.spec.nics) {
+            return Ok(Reached::No(NO_ADDRESS.into()));
         }
         let Some(host_port) = forward::host_port(&state.forwards, guest_port) else {
             return Err(ComputeError::no_forward(machine, guest_port));
@@ -340,6 +351,13 @@ impl Provider for LibvirtProvider {
         let lock = self.host.machines.lock_of(machine);
         let _one_at_a_time = lock.lock().await;
         self.host.reach_guest(machine, guest_port, limit).await
+    }
+
+    async fn address(&self, machine: MachineId) -> Result<Option<Ipv4Addr>, ComputeError> {
+        match self.host.machines.directory(machine).load()? {
+            Some(state) => Ok(address::on_bridge(&state.spec.nics)),
+            None => Err(ComputeError::NoMachine { machine }),
+        }
     }
 
     async fn hydrate(

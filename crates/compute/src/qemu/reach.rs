@@ -1,24 +1,19 @@
 //! Whether a guest takes a connection: through a forward, or at its address in the network that it is in.
 
-use std::io::ErrorKind;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use futures::FutureExt;
 use lifeboat_model::MachineId;
 use qapi::qmp::human_monitor_command;
-use tokio::net::TcpStream;
 
 use super::Host;
+use crate::address::{self, NO_ADDRESS};
 use crate::error::ComputeError;
 use crate::forward::{self, LIST_CONNECTIONS};
-use crate::network::{Attachment, Forward, Nic};
+use crate::network::Forward;
 use crate::provider::Reached;
 use crate::spec::MachineSpec;
-
-/// Why a guest in a network cannot be reached.
-const NO_ADDRESS: &str = "the address of the guest is not known: it has asked no DHCP server of its network for one, \
-     and none was set (`lifeboat target set --address`)";
 
 impl Host {
     pub(crate) async fn reach_guest(
@@ -64,8 +59,7 @@ impl Host {
         guest_port: u16,
         limit: Duration,
     ) -> Result<Reached, ComputeError> {
-        let is_on_wire = |nic: &Nic| !matches!(nic.attachment, Attachment::Isolated { .. });
-        if !spec.nics.iter().any(is_on_wire) {
+        if !address::is_on_wire(&spec.nics) {
             return Err(ComputeError::no_forward(spec.id, guest_port));
         }
         let Some(address) = self.guest_address(spec) else {
@@ -74,21 +68,8 @@ impl Host {
         let to = SocketAddrV4::new(address, guest_port);
         let connected = match self.namespace_of(spec)? {
             Some(namespace) => namespace.connect(to, limit).await,
-            None => match tokio::time::timeout(limit, TcpStream::connect(to)).await {
-                Ok(connected) => connected,
-                Err(_) => Err(ErrorKind::TimedOut.into()),
-            },
+            None => address::connect(to, limit).await,
         };
-        Ok(match connected {
-            Ok(stream) => Reached::Yes(stream),
-            Err(error) => {
-                let what = match error.kind() {
-                    ErrorKind::ConnectionRefused => "refuses connections to".to_owned(),
-                    ErrorKind::TimedOut | ErrorKind::HostUnreachable => "does not answer on".to_owned(),
-                    _ => format!("cannot be reached ({error}) on"),
-                };
-                Reached::No(format!("the guest at {address} {what} port {guest_port}"))
-            }
-        })
+        Ok(address::reached(to, connected))
     }
 }

@@ -12,6 +12,9 @@ mod elsewhere;
 mod guests;
 mod hydration;
 mod life;
+#[allow(dead_code, reason = "shared with the tests of QEMU's machines")]
+#[path = "../machines/linux.rs"]
+mod linux;
 #[path = "../machines/machine.rs"]
 mod machine;
 mod nbd;

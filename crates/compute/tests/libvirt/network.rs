@@ -1,14 +1,18 @@
 //! What machines are attached to.
 
+use std::net::Ipv4Addr;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lifeboat_compute::{
-    Attachment, Forward, MacAddress, MachineStatus, Nic, NicModel, Provider, Reached, Subnet,
+    Attachment, Forward, MacAddress, MachineStatus, Nic, NicModel, Probe, Provider, Reached, Subnet,
 };
 
 use crate::daemon::kill;
 use crate::guests::UP;
+use crate::linux;
+use crate::machine::wait_for;
 use crate::site::Site;
 
 fn ip(arguments: &[&str]) -> bool {
@@ -20,7 +24,9 @@ struct Bridge(String);
 
 impl Bridge {
     fn new() -> Self {
-        let name = format!("lvtest{}", std::process::id() % 100_000);
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("lvtest{}-{number}", std::process::id() % 100_000);
         assert!(ip(&["link", "add", "name", &name, "type", "bridge"]));
         Self(name)
     }
@@ -60,6 +66,40 @@ async fn devices_on_a_bridge_come_and_go_with_the_machine() {
     let error = site.provider().start(&spec).await.unwrap_err();
     assert!(error.to_string().contains("bridge lvnowhere: there is no such bridge"), "{error}");
     site.provider().remove(spec.id).await.unwrap();
+    site.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_guest_on_a_bridge_is_reached_at_its_address() {
+    let bridge = Bridge::new();
+    let (host, guest) = ("198.18.7.1/24", Ipv4Addr::new(198, 18, 7, 2));
+    assert!(ip(&["address", "add", host, "dev", &bridge.0]) && ip(&["link", "set", &bridge.0, "up"]));
+    let site = Site::new().await;
+    let script = format!("ip address add {guest}/24 dev eth0\n{}", linux::web_server("hello"));
+    let mut spec = linux::spec(site.place.path(), 1, &script);
+    let on_bridge = |address| {
+        let attachment = Attachment::Bridge { name: bridge.0.clone(), address };
+        vec![Nic { mac: MacAddress::local(1), model: NicModel::Virtio, attachment }]
+    };
+    spec.nics = on_bridge(Some(guest));
+    let provider = site.provider();
+    provider.start(&spec).await.unwrap();
+    assert_eq!(provider.address(spec.id).await.unwrap(), Some(guest));
+    let web = Probe::Http { port: 80, path: "/".into(), status: 200 };
+    let passed = wait_for(async || web.attempt(provider, spec.id).await.unwrap().ok());
+    passed.await.expect("the guest is not reached");
+    let reached = provider.reach(spec.id, 81, Duration::from_secs(5)).await.unwrap();
+    let Reached::No(why) = reached else { panic!("a connection to a port on which nobody listens") };
+    assert_eq!(why, "the guest at 198.18.7.2 refuses connections to port 81");
+    provider.remove(spec.id).await.unwrap();
+
+    spec.nics = on_bridge(None);
+    provider.start(&spec).await.unwrap();
+    assert_eq!(provider.address(spec.id).await.unwrap(), None);
+    let reached = provider.reach(spec.id, 80, Duration::from_secs(5)).await.unwrap();
+    let Reached::No(why) = reached else { panic!("nobody knows where it is") };
+    assert!(why.contains("lifeboat target set --address"), "{why}");
+    provider.remove(spec.id).await.unwrap();
     site.assert_nothing_left();
 }
 

@@ -165,7 +165,8 @@ async fn too_little_room_is_an_event_and_the_machine_runs_on_until_there_is_some
     assert_eq!(copying.state, JobState::Failed, "{copying:#?}");
     let retry = format!("lifeboat job retry {}", copying.id);
     let message = copying.message.as_ref().unwrap();
-    assert!(message.contains("MiB free") && message.contains(&retry), "{message}");
+    assert!(message.contains("MiB to copy, and") && message.contains("MiB free"), "{message}");
+    assert!(message.contains(&retry), "{message}");
     assert!(
         message.contains(&format!("machines/{}", site.jobs.machine(SERVER).await.unwrap().id)),
         "{message}"

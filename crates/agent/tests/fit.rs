@@ -4,13 +4,29 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lifeboat_model::{AddressChange, CardChange, SMBIOS_MANUFACTURER, SMBIOS_PRODUCT};
 use tempfile::TempDir;
+
+/// Says that it listens to the kernel's events, and when its input ends which there were.
+const UEVENTS: &str = r#"
+import socket, sys
+events = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 15)
+events.bind((0, 1))
+print("ready", flush=True)
+sys.stdin.read()
+events.setblocking(False)
+try:
+    while True:
+        print(events.recv(65536).split(b"\0")[0].decode())
+except BlockingIOError:
+    pass
+"#;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -100,6 +116,25 @@ impl Machine {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// What the kernel tells udev of the machine's devices while something is done, a line each.
+    fn told_to_udev(&self, done: impl FnOnce()) -> String {
+        let mut listener = Command::new("ip")
+            .args(["netns", "exec", &self.namespace, "python3", "-c", UEVENTS])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(listener.stdout.take().unwrap());
+        let mut ready = String::new();
+        lines.read_line(&mut ready).unwrap();
+        done();
+        drop(listener.stdin.take());
+        let mut told = String::new();
+        lines.read_to_string(&mut told).unwrap();
+        listener.wait().unwrap();
+        told
+    }
+
     /// What cannot be done, as it is told.
     fn trouble(&self) -> String {
         let output = self.fit();
@@ -180,8 +215,9 @@ fn udev_is_told_of_a_name_once_it_has_done_with_the_card() {
     let index = machine.interfaces().into_iter().find(|(_, name)| name == "enp0s2").unwrap().0;
     machine.write("run/udev/control", "");
     machine.write(&format!("run/udev/data/n{index}"), "E:ID_NET_NAME=enp0s2\n");
-    machine.fits();
+    let told = machine.told_to_udev(|| machine.fits());
     assert_eq!(machine.name_of(1), "eno1");
+    assert!(told.lines().any(|line| line.starts_with("add@") && line.ends_with("/eno1")), "{told}");
 }
 
 #[test]
@@ -292,6 +328,13 @@ fn an_address_is_changed_in_every_kind_of_configuration() {
     let before = inodes();
     machine.fits();
     assert_eq!(inodes(), before, "the second start writes nothing");
+
+    // What is kept is the original's, whatever becomes of the file in the copy.
+    let (path, text, _) = FILES[0];
+    machine.write(path, format!("# by hand\n{text}"));
+    machine.fits();
+    assert!(machine.text(path).starts_with("# by hand") && !machine.text(path).contains(text));
+    assert_eq!(machine.text(&format!("var/lib/lifeboat-agent/before-fit/{path}")), text);
 }
 
 #[test]

@@ -162,6 +162,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_bridge_that_has_its_card_s_address_is_not_taken_for_the_card() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path(), || {});
+        for (name, index, flags) in [("br0", "2", "0x1003"), ("enp0s2", "3", "0x1002")] {
+            let place = host.path(format!("{CLASS}/{name}"));
+            fs::create_dir_all(&place).unwrap();
+            for (file, text) in [("address", "52:54:00:12:34:56"), ("ifindex", index), ("flags", flags)] {
+                fs::write(place.join(file), format!("{text}\n")).unwrap();
+            }
+        }
+        fs::create_dir(host.path(format!("{CLASS}/enp0s2/device"))).unwrap();
+        let card = find(&host, "52:54:00:12:34:56", "eno1").unwrap();
+        assert_eq!((card.name.as_str(), card.index, card.is_up), ("enp0s2", 3, false));
+        assert!(find(&host, "52:54:00:12:34:57", "eno1").is_none());
+    }
+
+    #[test]
     fn a_card_is_left_to_udev_until_that_has_named_it() {
         let root = tempfile::tempdir().unwrap();
         let host = Host::new(root.path(), || {});

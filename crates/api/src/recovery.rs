@@ -438,6 +438,9 @@ pub struct DrillReport {
     /// The drill before it, when there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<PreviousDrill>,
+    /// What differs from that one, a sentence each; empty when nothing does that matters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<String>,
 }
 
 /// One probe of a drill.

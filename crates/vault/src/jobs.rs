@@ -16,6 +16,7 @@
 //! [`steps`] has what each step does, and how it is undone.
 
 mod conflicts;
+mod differences;
 mod drills;
 mod hydration;
 mod networks;

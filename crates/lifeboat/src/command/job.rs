@@ -150,6 +150,9 @@ fn print_drill(drill: &DrillReport) {
             .boot_ms
             .map_or_else(|| "did not come up".to_owned(), |ms| format!("up after {}", milliseconds(ms)));
         print_line(&format!("  the one before   {}: {boot}", time(before.begun)));
+        for difference in &drill.differences {
+            print_line(&format!("  differs          {difference}"));
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use crate::table::{milliseconds, time};
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;\
 color:#1b1f24;background:#fff}h1{font-size:1.6rem}.up{color:#116329}.down{color:#a40e26}table{border-collapse:\
-collapse;width:100%}td,th{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #d0d7de;vertical-align:top}\
+collapse;width:100%}td,th{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #d0d7de;vertical-align:top}th{width:14rem}\
+.took{width:6rem;white-space:nowrap}ul{margin:0;padding-left:1.2rem}\
 pre{background:#0d1117;color:#e6edf3;padding:1rem;overflow:auto;font-size:.85rem}img{max-width:100%;border:1px \
 solid #d0d7de}";
 
@@ -38,6 +39,13 @@ pub fn page(job: &Job, drill: &DrillReport) -> String {
             .boot_ms
             .map_or_else(|| "did not come up".to_owned(), |ms| format!("up after {}", milliseconds(ms)));
         row(&mut page, "The drill before", &format!("{} UTC: {boot}", time(before.begun)));
+        let differences =
+            drill.differences.iter().map(|difference| format!("<li>{}</li>", escape(difference)));
+        let differences = match differences.collect::<String>() {
+            none if none.is_empty() => "nothing that matters".to_owned(),
+            items => format!("<ul>{items}</ul>"),
+        };
+        let _ = writeln!(page, "<tr><th>Differs from it in</th><td>{differences}</td></tr>");
     }
     page.push_str("</table>\n<h2>Probes</h2>\n<table>\n");
     for probe in &drill.probes {
@@ -51,8 +59,9 @@ pub fn page(job: &Job, drill: &DrillReport) -> String {
         let took = step.begun.zip(step.ended).map_or_else(String::new, |(begun, ended)| {
             milliseconds(u64::try_from(ended.duration_since(begun).as_millis()).unwrap_or(0))
         });
-        let message = step.message.as_ref().map(|message| format!(" {message}")).unwrap_or_default();
-        row(&mut page, &step.name, &format!("{took}{message}"));
+        let message = step.message.as_deref().unwrap_or_default();
+        let [name, took, message] = [&step.name, &took, message].map(escape);
+        let _ = writeln!(page, "<tr><th>{name}</th><td class=\"took\">{took}</td><td>{message}</td></tr>");
     }
     page.push_str("</table>\n");
     if let Some(image) = &drill.screenshot {
@@ -65,13 +74,44 @@ pub fn page(job: &Job, drill: &DrillReport) -> String {
     let _ = write!(
         page,
         "<h2>Serial console, its end</h2>\n<pre>{}</pre>\n</body></html>\n",
-        escape(&drill.console)
+        escape(&without_sequences(&drill.console))
     );
     page
 }
 
+/// What a terminal shows of a text as far as it is letters: without colours, titles and movements of the cursor
+/// (ECMA-48).
+fn without_sequences(text: &str) -> String {
+    const ESCAPE: char = '\u{1b}';
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(character) = rest.next() {
+        if character != ESCAPE {
+            plain.push(character);
+            continue;
+        }
+        match rest.next() {
+            // A control sequence, up to its final byte.
+            Some('[') => drop(rest.find(|character| matches!(character, '@'..='~' | '\n'))),
+            Some(']' | 'P' | '_' | '^' | 'X') => pass_command(&mut rest),
+            // Which characters are meant: one more tells.
+            Some('(' | ')' | '*' | '+' | '#' | ' ' | '%') => drop(rest.next()),
+            _ => {}
+        }
+    }
+    plain
+}
+
 fn row(page: &mut String, head: &str, text: &str) {
     let _ = writeln!(page, "<tr><th>{}</th><td>{}</td></tr>", escape(head), escape(text));
+}
+
+/// Passes a command to the terminal, up to BEL or ESC \. One that a reset cut off goes on to its line's end.
+fn pass_command(text: &mut std::str::Chars<'_>) {
+    let end = text.find(|character| matches!(*character, '\u{7}' | '\n' | '\u{1b}'));
+    if end == Some('\u{1b}') {
+        text.next();
+    }
 }
 
 /// Text from a guest or an operator as text of a page, without control characters.
@@ -94,6 +134,24 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colours_and_commands_to_the_terminal_are_no_text() {
+        for (written, shown) in [
+            (
+                "[\u{1b}[0;32m  OK  \u{1b}[0m] Started \u{1b}[0;1;39mssh\u{1b}[0m.\n",
+                "[  OK  ] Started ssh.\n",
+            ),
+            ("\u{1b}]0;root@db1: ~\u{7}root@db1:~# \u{1b}[K", "root@db1:~# "),
+            ("\u{1b}]0;title\u{1b}\\after", "after"),
+            ("\u{1b}(B\u{1b}7a\u{1b}8b", "ab"),
+            ("\u{1b}]0;cut off\nnext line", "next line"),
+            ("the end\u{1b}[", "the end"),
+            ("the end\u{1b}", "the end"),
+        ] {
+            assert_eq!(without_sequences(written), shown);
+        }
+    }
 
     #[test]
     fn what_a_guest_writes_stays_text() {

@@ -10,6 +10,7 @@ use lifeboat_compute::{
 use lifeboat_model::{AddressChange, MachineId, PointKind, ServerId, VolumeId};
 use tokio::sync::watch;
 
+use super::differences::{Drill, differences};
 use super::request::Verdict;
 use super::up::Probes;
 use super::{JobError, JobRequest, Jobs, Order, Step, views};
@@ -268,7 +269,8 @@ impl Jobs {
             boot_ms: None,
         });
         let server_name = job.work.spec.as_ref().map(|spec| spec.name.clone()).unwrap_or_default();
-        job.report = Some(DrillReport {
+        let before = self.vault.catalog().newest_report(job.server, job.id).await?;
+        let mut report = DrillReport {
             server_name,
             point,
             point_time,
@@ -282,8 +284,14 @@ impl Jobs {
             compute: job.work.compute.clone(),
             console: console[cut..].to_owned(),
             screenshot,
-            previous: self.vault.last_report(job.server, job.id).await?,
-        });
+            previous: before.clone().map(views::in_short),
+            differences: Vec::new(),
+        };
+        if let Some(JobRow { report: Some(shown), work, .. }) = &before {
+            let now = Drill { report: &report, machine: job.work.spec.as_ref() };
+            report.differences = differences(now, Drill { report: shown, machine: work.spec.as_ref() });
+        }
+        job.report = Some(report);
         Ok(None)
     }
 

@@ -364,15 +364,6 @@ pub(super) const fn nic_model(card: api::NetworkCard) -> NicModel {
 }
 
 impl Vault {
-    /// The last drill of a server that came to a report, but for the job `but`.
-    pub(crate) async fn last_report(
-        &self,
-        server: ServerId,
-        but: JobId,
-    ) -> Result<Option<api::PreviousDrill>, VaultError> {
-        Ok(self.catalog.newest_report(server, but).await?.map(in_short))
-    }
-
     /// The newest drill of a server that has ended, whether or not it came to a report.
     pub(crate) async fn last_drill(
         &self,
@@ -382,7 +373,7 @@ impl Vault {
     }
 }
 
-fn in_short(job: JobRow) -> api::PreviousDrill {
+pub(super) fn in_short(job: JobRow) -> api::PreviousDrill {
     let report = job.report.as_ref();
     api::PreviousDrill {
         job: job.id,

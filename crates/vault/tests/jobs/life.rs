@@ -22,6 +22,12 @@ async fn a_drill_boots_the_newest_point_tells_and_leaves_nothing() {
 
     let again = site.run(drill(false)).await.report.unwrap();
     assert_eq!(again.previous.unwrap().job, job.id);
+    let mut larger = target("second login: ");
+    larger.memory_mib = Some(96);
+    site.jobs.set_target(SERVER, &larger).await.unwrap();
+    let other = site.run(drill(false)).await.report.unwrap();
+    let differences = other.differences;
+    assert!(differences.contains(&"Memory: 96 MiB; before: 64 MiB.".to_owned()), "{differences:?}");
     site.end().await;
 }
 

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::quiet::{Quiet, QuietLog};
 use crate::settings::Settings;
-use crate::{check, fit, run, status};
+use crate::{check, fit, recovery_copy, run, status};
 
 const CONFIG: &str = "/etc/lifeboat/agent.toml";
 
@@ -165,8 +165,12 @@ fn print_status(config: &Path, output: Output) -> Result<bool, String> {
     let report = match status::ask(&settings.status_socket()) {
         Ok(report) => report,
         Err(error) => {
-            let sentence =
-                format!("The agent does not run ({error}). Start it: systemctl start lifeboat-agent");
+            let sentence = match recovery_copy::sentence() {
+                Some(sentence) => format!("Nothing is protected here: {sentence}."),
+                None => {
+                    format!("The agent does not run ({error}). Start it: systemctl start lifeboat-agent")
+                }
+            };
             match output {
                 Output::Json => print_json(&json!({"running": false, "message": sentence}))?,
                 Output::Text => println!("{sentence}"),

@@ -20,9 +20,9 @@ pub use facts::{Facts, Finding, Interface, Readiness, ReadinessVerdict};
 pub use job::{Job, JobKind, JobState, JobStep, StepState};
 pub use network::{CreateNetwork, Network, NetworkKind, NetworkMapping, NetworkMember};
 pub use recovery::{
-    ChangePoint, CleanUp, Console, DiskBus, DrillReport, Failover, Firmware, Forward, Hydrate, LocalFormat,
-    Machine, MachinePurpose, MachineState, NetworkCard, PlannedFailover, PreviousDrill, Probe, ProbeResult,
-    SshKey, Target, TargetSettings, TestFailover,
+    ChangePoint, CleanUp, Console, DiskBus, DiskFile, DrillReport, Failover, Firmware, Forward, Hydrate,
+    LocalFormat, Machine, MachinePurpose, MachineState, NetworkCard, PlannedFailover, PreviousDrill, Probe,
+    ProbeResult, SshKey, Target, TargetSettings, TestFailover,
 };
 pub use server::{Capture, CopyProgress, Disk, Policy, PolicyRule, Protection, Rpo, Server};
 pub use site::{

@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
-use lifeboat_model::{JobId, MachineId, PointId, PointKind, ServerId, Span, VolumeId};
+use lifeboat_model::{DiskNumber, JobId, MachineId, PointId, PointKind, ServerId, Span, VolumeId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -108,9 +109,13 @@ pub struct Machine {
     /// The point in time of it.
     #[schema(value_type = String, format = DateTime)]
     pub point_time: Timestamp,
-    /// The volume that holds its disks.
-    #[schema(value_type = String)]
-    pub volume: VolumeId,
+    /// The volume that holds its disks; absent once all of them are files of the recovery site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub volume: Option<VolumeId>,
+    /// The disks that it has moved over to files of the recovery site. The others are the volume's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disk_files: Vec<DiskFile>,
     /// The job that started it.
     #[schema(value_type = String)]
     pub job: JobId,
@@ -138,6 +143,17 @@ pub struct Machine {
     /// must, such as `nsenter --target 4711 --net`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entrance: Option<String>,
+}
+
+/// A disk of a machine that is a file of the recovery site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskFile {
+    /// Its number on the server.
+    #[schema(value_type = u32)]
+    pub disk: DiskNumber,
+    /// The file, on the machine that runs the vault.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
 }
 
 /// A port of the vault's machine that leads to one of a recovered machine.
@@ -441,6 +457,9 @@ pub struct DrillReport {
     /// What differs from that one, a sentence each; empty when nothing does that matters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differences: Vec<String>,
+    /// What whoever cleaned it up wrote down about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// One probe of a drill.
@@ -479,4 +498,7 @@ pub struct PreviousDrill {
     /// One sentence: what decided whether it came up, or why the drill failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<String>,
+    /// What whoever cleaned it up wrote down about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }

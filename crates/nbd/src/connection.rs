@@ -98,6 +98,12 @@ fn report(failure: &HandshakeFailure, peer: &str) {
         HandshakeFailure::Closed | HandshakeFailure::Stopping => {
             tracing::debug!(peer, reason = %failure, "NBD client left");
         }
+        // Some clients, such as nbdinfo, go without a word once they know what they wanted.
+        HandshakeFailure::Io(error)
+            if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+        {
+            tracing::debug!(peer, reason = %failure, "NBD client left");
+        }
         _ => tracing::warn!(peer, reason = %failure, "NBD client turned away"),
     }
 }

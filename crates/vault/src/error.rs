@@ -138,7 +138,7 @@ pub enum LookupError {
                 "; the oldest point is {oldest}, the newest is {newest}; name one by its id, or by a time such as \
                  2026-11-24T19:13:00Z"
             ),
-            None => "; the server has no points yet".to_owned(),
+            None => "; the server has no points yet: the first one follows the end of its first copy".to_owned(),
         }
     )]
     NoPoint {

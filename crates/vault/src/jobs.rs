@@ -39,6 +39,7 @@ use tokio::sync::watch;
 
 use crate::catalog::{CatalogError, JobRow, RecoveryRow};
 use crate::error::VaultError;
+use crate::overview::LATEST;
 use crate::ssh_identity::{SshError, SshIdentity};
 use crate::vault::Vault;
 use crate::volumes::{Volumes, VolumesError};
@@ -228,13 +229,17 @@ impl Jobs {
             if job.request == request && !job.cancel {
                 return Ok(job.clone());
             }
-            return Err(Conflict::JobUnderWay { job: job.id, doing: job.request.sentence() }.into());
+            let (doing, can_be_cancelled) = (job.request.sentence(), conflicts::check_cancel(job).is_ok());
+            return Err(Conflict::JobUnderWay { job: job.id, doing, can_be_cancelled }.into());
         }
         let recovery = catalog.recovery(server).await?;
         conflicts::check(&request, recovery.as_ref())?;
-        // Named now, so that a wrong name is refused at once and not by a failed job.
+        // Looked for now, so that a wrong name is refused at once and not by a failed job; and a server without any
+        // point before its source is fenced for nothing.
         if let Some(text) = request.named_point() {
             self.vault.find_point(server, text).await?;
+        } else if request.makes_machine() {
+            self.vault.find_point(server, request.point().unwrap_or(LATEST[0])).await?;
         }
         if request.makes_machine() {
             let derived = self.derived(server, steps::purpose(&request)).await?;

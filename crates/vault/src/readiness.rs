@@ -84,14 +84,6 @@ fn remark(code: &str, what: String, why: &str, next_step: String) -> Finding {
 fn points(observed: &Observed<'_>) -> Vec<Finding> {
     let server = observed.server;
     let name = &server.name;
-    if server.state == Protection::FailedOver {
-        return vec![remark(
-            "failed_over",
-            format!("{name} runs at the recovery site already."),
-            "What is judged here is the source as it was before.",
-            String::new(),
-        )];
-    }
     let Some(rpo) = &server.rpo else {
         return vec![prevents(
             "no_point",
@@ -100,6 +92,14 @@ fn points(observed: &Observed<'_>) -> Vec<Finding> {
             format!("Wait for the end of its first copy: lifeboat server show {name}."),
         )];
     };
+    if server.state == Protection::FailedOver {
+        return vec![remark(
+            "failed_over",
+            format!("{name} runs at the recovery site already."),
+            "What is judged here is the source as it was before.",
+            String::new(),
+        )];
+    }
     let late_ms = server.policy.interval.duration().as_millis().saturating_mul(10).max(60_000);
     let is_late = u128::from(rpo.age_ms) > late_ms;
     if !is_late && !matches!(server.state, Protection::Stalled | Protection::Disconnected) {

@@ -15,13 +15,9 @@ pub async fn run(arguments: &SiteArguments, command: EventCommand) -> Result<Ans
         print_line("Nothing happened that was worth an event.");
     } else {
         for event in &events {
-            print_line(&format!(
-                "{}  {:<11}  {} {}",
-                time(event.time),
-                event.severity,
-                event.message,
-                event.next_step
-            ));
+            let (severity, message, next_step) = (&event.severity, &event.message, &event.next_step);
+            let line = format!("{}  {severity:<11}  {message} {next_step}", time(event.time));
+            print_line(line.trim_end());
         }
     }
     Ok(Answer::Done)

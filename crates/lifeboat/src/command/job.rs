@@ -68,23 +68,30 @@ async fn follow(arguments: &SiteArguments, vault: &Vault, job: &Job) -> Result<J
     if is_text {
         print_line(&format!("Job {}: {} of {}", job.id, kind_words(job.kind), job.server_name));
     }
-    let job = vault
-        .wait_for_job(job, |job| {
-            for (step, told) in job.steps.iter().zip(&mut told) {
-                if is_text && *told != step.state {
-                    tell_step(step);
-                    *told = step.state;
-                }
+    let to_the_end = vault.wait_for_job(job, |job| {
+        for (step, told) in job.steps.iter().zip(&mut told) {
+            if is_text && *told != step.state {
+                tell_step(step);
+                *told = step.state;
             }
-        })
-        .await?;
-    Ok(job)
+        }
+    });
+    tokio::select! {
+        job = to_the_end => Ok(job?),
+        _ = tokio::signal::ctrl_c() => Err(Failure::new(format!(
+            "no longer waits; job {0} goes on: follow it with `lifeboat job show {0}`, or end it with `lifeboat job \
+             cancel {0}`",
+            job.id
+        ))),
+    }
 }
 
 fn tell_step(step: &JobStep) {
     let message = step.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
     match step.state {
-        StepState::Waiting | StepState::Running => {}
+        StepState::Waiting => {}
+        // Only of those that take long enough to be seen at it.
+        StepState::Running => print_line(&format!("  ...     {}", step.name)),
         StepState::Done => print_line(&format!("  done    {}{}{message}", step.name, took(step))),
         StepState::Failed => print_line(&format!("  FAILED  {}{message}", step.name)),
         StepState::Undone => print_line(&format!("  undone  {}", step.name)),
@@ -125,7 +132,33 @@ fn tell(arguments: &SiteArguments, job: &Job) -> Result<(), Failure> {
     if let Some(drill) = &job.report {
         print_drill(drill);
     }
+    if let Some(next) = what_next(job) {
+        print_line(&next);
+    }
     Ok(())
+}
+
+/// What can be done with the machine that a job has left running.
+fn what_next(job: &Job) -> Option<String> {
+    const START: &str = "start the machine";
+    const REMOVE: &str = "remove the machine";
+    let server = &job.server_name;
+    let state = |name| job.steps.iter().find(|step| step.name == name).map(|step| step.state);
+    let enter = format!("`lifeboat machine show {server}` says how to get in");
+    match (job.kind, job.state) {
+        (JobKind::Drill, JobState::Done | JobState::Failed)
+            if state(START) == Some(StepState::Done) && state(REMOVE).is_none() =>
+        {
+            Some(format!("The copy runs on: {enter}, and `lifeboat failover cleanup {server}` removes it."))
+        }
+        (JobKind::Failover | JobKind::PlannedFailover | JobKind::ChangePoint, JobState::Done) => {
+            Some(format!(
+                "{server} runs at the recovery site: {enter}. Choose another point with `lifeboat failover change-point \
+             {server} --point P`, or make it final with `lifeboat failover commit {server}`."
+            ))
+        }
+        _ => None,
+    }
 }
 
 fn print_drill(drill: &DrillReport) {
@@ -153,6 +186,9 @@ fn print_drill(drill: &DrillReport) {
         for difference in &drill.differences {
             print_line(&format!("  differs          {difference}"));
         }
+    }
+    if let Some(note) = &drill.note {
+        print_line(&format!("  note             {note}"));
     }
 }
 

@@ -77,7 +77,12 @@ fn print_machine(machine: &Machine) {
         "Machine    {}, {} processors, {} MiB",
         machine.id, machine.cpus, machine.memory_mib
     ));
-    print_line(&format!("Disks      volume {}", machine.volume));
+    if let Some(volume) = machine.volume {
+        print_line(&format!("Disks      volume {volume}"));
+    }
+    for disk in &machine.disk_files {
+        print_line(&format!("Disk {:<5} {}", disk.disk.to_string(), disk.path.display()));
+    }
     if let Some(network) = &machine.network {
         let address =
             machine.address.map_or_else(|| "an unknown address".to_owned(), |address| address.to_string());

@@ -47,6 +47,9 @@ pub fn page(job: &Job, drill: &DrillReport) -> String {
         };
         let _ = writeln!(page, "<tr><th>Differs from it in</th><td>{differences}</td></tr>");
     }
+    if let Some(note) = &drill.note {
+        row(&mut page, "Note", note);
+    }
     page.push_str("</table>\n<h2>Probes</h2>\n<table>\n");
     for probe in &drill.probes {
         let after = probe.after_ms.map(|ms| format!(" after {}", milliseconds(ms))).unwrap_or_default();

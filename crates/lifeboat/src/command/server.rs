@@ -121,7 +121,8 @@ fn print_server(server: &Server) {
     print_line(&format!("State      {}{reason}", state_word(server.state)));
     let why = server.capture.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
     print_line(&format!("Capture    {}{why}", server.capture.mode));
-    if let Some(rpo) = &server.rpo {
+    // Of a server that runs here, the source sends nothing, which is as it should be.
+    if let Some(rpo) = server.rpo.as_ref().filter(|_| server.state != Protection::FailedOver) {
         print_line(&format!("RPO        {}, gated by {}", milliseconds(rpo.age_ms), rpo.gated_by));
         print_line(&format!(
             "           capture {}, queue {}, transfer {}, commit {}",
@@ -139,6 +140,9 @@ fn print_server(server: &Server) {
         print_line(&format!("Last drill {}: {} (job {})", time(drill.begun), drill_end(drill), drill.job));
         if let Some(verdict) = drill.verdict.as_ref().filter(|_| !drill.up) {
             print_line(&format!("           {verdict}"));
+        }
+        if let Some(note) = &drill.note {
+            print_line(&format!("           Note: {note}"));
         }
     }
     for disk in &server.disks {

@@ -11,14 +11,16 @@ use crate::catalog::{JobRow, RecoveryRow};
 pub enum Conflict {
     /// Another job works on the server.
     #[error(
-        "job {job}, {doing}, is under way for this server; wait for its end (`lifeboat job show {job}`), or \
-         cancel it"
+        "job {job}, {doing}, is under way for this server; {}wait for its end (`lifeboat job show {job}`)",
+        if *can_be_cancelled { format!("cancel it (`lifeboat job cancel {job}`), or ") } else { String::new() }
     )]
     JobUnderWay {
         /// The job.
         job: JobId,
         /// What it does.
         doing: &'static str,
+        /// Whether it is not yet past its point of no return.
+        can_be_cancelled: bool,
     },
     /// A drill's copy is there.
     #[error(

@@ -152,6 +152,7 @@ mod tests {
             screenshot: None,
             previous: None,
             differences: Vec::new(),
+            note: None,
         }
     }
 

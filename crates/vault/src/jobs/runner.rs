@@ -7,7 +7,7 @@ use lifeboat_api::{JobState, StepState};
 use lifeboat_wire::event::{Event, Severity};
 use tokio::sync::watch;
 
-use super::{JobError, JobRequest, Jobs, Next, Order};
+use super::{JobError, JobRequest, Jobs, Next, Order, Step};
 use crate::catalog::JobRow;
 
 /// How long to wait until a catalog that failed is tried again.
@@ -97,7 +97,8 @@ impl Jobs {
             Err(error) => {
                 tracing::warn!(job = %job.id, step = step.name(), %error, "a step failed");
                 (row.state, row.message) = (StepState::Failed, Some(error.to_string()));
-                job.message = Some(format!("Could not {}: {error}.", step.name()));
+                let what = what_stands(job).map(|what| format!(" {what}.")).unwrap_or_default();
+                job.message = Some(format!("Could not {}: {error}.{what}", step.name()));
                 job.state = if job.request.rolls_back() { JobState::RollingBack } else { JobState::Failed };
                 if job.state == JobState::Failed {
                     return self.end(job).await;
@@ -214,10 +215,36 @@ impl Jobs {
     }
 }
 
-/// What a commit says of the disks, which is its last step's message.
+/// What a failover that failed leaves as it is, and what can be done about it.
+fn what_stands(job: &JobRow) -> Option<String> {
+    let JobRequest::Failover { .. } = job.request else { return None };
+    let state = |step| job.steps.iter().find(|row| row.step == step).map(|row| row.state);
+    let is_started = state(Step::StartMachine) == Some(StepState::Done);
+    let is_fenced = matches!(state(Step::Fence), Some(StepState::Done | StepState::Failed));
+    let id = job.id;
+    Some(if is_started {
+        format!(
+            "The machine runs all the same, and the source may send nothing: look at the machine (`lifeboat machine \
+             console`), then wait for it again with `lifeboat job retry {id}`, take another point with `lifeboat failover \
+             change-point`, or make it final as it is with `lifeboat failover commit`"
+        )
+    } else if is_fenced {
+        format!(
+            "The source may send nothing meanwhile: go on with `lifeboat job retry {id}` when the cause is mended, or let \
+             the source go on with `lifeboat job cancel {id}`"
+        )
+    } else {
+        format!(
+            "Nothing has changed for the source: try again with `lifeboat job retry {id}`, or end it with `lifeboat job \
+                 cancel {id}`"
+        )
+    })
+}
+
+/// What a commit says of the disks, and a clean-up of the drill, which is their last step's message.
 fn what_follows(job: &JobRow) -> Option<String> {
-    let last = job.steps.last().filter(|_| job.request == JobRequest::Commit)?;
-    last.message.clone()
+    let says = matches!(job.request, JobRequest::Commit | JobRequest::CleanUp { .. });
+    job.steps.last().filter(|_| says)?.message.clone()
 }
 
 /// The first step that is not done.

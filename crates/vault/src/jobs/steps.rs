@@ -77,7 +77,10 @@ impl Jobs {
                     self.forget(job, machine, volume).await?;
                 }
                 match &job.request {
-                    JobRequest::CleanUp { note } => Ok(note.clone()),
+                    JobRequest::CleanUp { note: Some(note) } => {
+                        self.note_of_drill(job.server, note).await?;
+                        Ok(Some(note.clone()))
+                    }
                     _ => Ok(None),
                 }
             }
@@ -254,7 +257,11 @@ impl Jobs {
         let (point, point_time) = job.work.point.ok_or_else(no_point)?;
         let kind = self.vault.catalog().point(point).await?.map_or(PointKind::Crash, |row| row.kind);
         let console = self.provider.console(job.work.machine, 0).await?.text;
-        let cut = console.ceil_char_boundary(console.len().saturating_sub(CONSOLE_BYTES));
+        let mut cut = console.ceil_char_boundary(console.len().saturating_sub(CONSOLE_BYTES));
+        if cut > 0 {
+            // From the first whole line on.
+            cut += console[cut..].find('\n').map_or(0, |end| end + 1);
+        }
         let screenshot = match self.provider.screenshot(job.work.machine).await {
             Ok(png) => Some(base64::engine::general_purpose::STANDARD.encode(png)),
             Err(error) => {
@@ -286,6 +293,7 @@ impl Jobs {
             screenshot,
             previous: before.clone().map(views::in_short),
             differences: Vec::new(),
+            note: None,
         };
         if let Some(JobRow { report: Some(shown), work, .. }) = &before {
             let now = Drill { report: &report, machine: job.work.spec.as_ref() };
@@ -293,6 +301,18 @@ impl Jobs {
         }
         job.report = Some(report);
         Ok(None)
+    }
+
+    /// Adds to the report of the drill that is cleaned up what somebody found in the copy.
+    async fn note_of_drill(&self, server: ServerId, note: &str) -> Result<(), JobError> {
+        let catalog = self.vault.catalog();
+        if let Some(mut drill) = catalog.newest_drill(server).await?
+            && let Some(report) = &mut drill.report
+        {
+            report.note = Some(note.to_owned());
+            catalog.update_job(&drill).await?;
+        }
+        Ok(())
     }
 
     async fn commit(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {

@@ -2,7 +2,8 @@
 
 use lifeboat_api as api;
 use lifeboat_compute::{
-    Attachment, ConsoleText, DiskBus, Firmware, Forward, MacAddress, MachineSpec, MachineStatus, NicModel,
+    Attachment, ConsoleText, DiskBus, Firmware, Forward, HydrationState, MacAddress, MachineSpec,
+    MachineStatus, NicModel,
 };
 use lifeboat_model::{JobId, ServerId};
 
@@ -251,6 +252,9 @@ impl Jobs {
             Some(id) => self.provider.entrance(id).await?,
             None => None,
         };
+        let mut copies = self.provider.hydration(row.machine).await.unwrap_or_default();
+        copies.retain(|copy| copy.state == HydrationState::Local);
+        let is_on_volume = copies.len() < row.spec.disks.len();
         let forward = |forward: Forward| api::Forward { port: forward.host_port, to: forward.guest_port };
         Ok(api::Machine {
             id: row.machine,
@@ -261,7 +265,11 @@ impl Jobs {
             reason,
             point: row.point,
             point_time: row.point_time,
-            volume: row.volume,
+            volume: is_on_volume.then_some(row.volume),
+            disk_files: copies
+                .into_iter()
+                .map(|copy| api::DiskFile { disk: copy.disk, path: copy.path })
+                .collect(),
             job: row.job,
             begun: row.begun,
             committed: row.committed,
@@ -381,6 +389,7 @@ pub(super) fn in_short(job: JobRow) -> api::PreviousDrill {
         up: report.is_some_and(|report| report.up),
         boot_ms: report.and_then(|report| report.boot_ms),
         point: job.work.point.map(|(point, _)| point),
+        note: report.and_then(|report| report.note.clone()),
         verdict: job.report.map(|report| report.verdict).or(job.message),
     }
 }

@@ -155,10 +155,12 @@ fn points_are_there_and_young() {
     case.server.rpo.as_mut().unwrap().age_ms = 3_600_000;
     let found = case.one("point_old", false);
     assert!(found.what.contains("60 min"), "{found:?}");
-    case.server.rpo = None;
-    case.one("no_point", true);
     case.server.state = Protection::FailedOver;
     case.one("failed_over", false);
+    case.server.rpo = None;
+    case.one("no_point", true);
+    case.server.state = Protection::InitialCopy;
+    case.one("no_point", true);
 }
 
 #[test]

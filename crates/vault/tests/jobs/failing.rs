@@ -103,6 +103,8 @@ async fn a_failover_that_failed_before_its_machine_started_is_cancelled_and_the_
         let site = Site::with(once).await;
         let job = site.run(failover("latest-processed")).await;
         assert_eq!(job.state, JobState::Failed, "{job:#?}");
+        let way_out = format!("let the source go on with `lifeboat job cancel {}`", job.id);
+        assert!(job.message.as_ref().unwrap().contains(&way_out), "{job:#?}");
         site.jobs.cancel(job.id).await.unwrap();
         let ended = site.end_of(&job).await;
         assert_eq!(ended.state, JobState::Cancelled, "{ended:#?}");

@@ -41,6 +41,11 @@ async fn a_machine_goes_on_with_copies_of_its_disks_also_after_the_vault_was_res
     let copies = site.provider.hydration(machine.id).await.unwrap();
     assert!(copies.iter().all(|copy| copy.state == HydrationState::Local), "{copies:?}");
     assert!(copies.iter().all(|copy| copy.path.exists()), "{copies:?}");
+    let shown = site.jobs.machine(SERVER).await.unwrap();
+    assert_eq!(shown.volume, None, "it is closed");
+    let paths =
+        |files: &[lifeboat_api::DiskFile]| files.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
+    assert_eq!(paths(&shown.disk_files), copies.iter().map(|copy| copy.path.clone()).collect::<Vec<_>>());
     assert_eq!(site.run(JobRequest::Commit).await.state, JobState::Done);
 
     // Nothing of the vault's volumes is needed any more: it boots again from its copies.

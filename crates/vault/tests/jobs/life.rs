@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use lifeboat_api::{JobState, MachinePurpose, MachineState, StepState};
+use lifeboat_model::ServerId;
 use lifeboat_vault::jobs::{JobRequest, Step};
 
 use crate::site::{Site, drill, failover, target};
-use crate::support::SERVER;
+use crate::support::{SERVER, register};
+
+const OTHER_SERVER: ServerId = ServerId::new(0xbbbb_0000_0000_0001);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drill_boots_the_newest_point_tells_and_leaves_nothing() {
@@ -64,14 +67,16 @@ async fn a_kept_drill_runs_until_it_is_cleaned_up() {
     assert!(refused(drill(false)).await.contains("a drill of this server"));
     assert!(refused(failover("latest")).await.contains("lifeboat failover cleanup"));
     assert!(refused(JobRequest::Commit).await.contains("has not failed over"));
-    let volume = machine.volume.to_string();
+    let volume = machine.volume.unwrap().to_string();
     let error =
         site.volumes.close(&volume, true, "a test", jiff::Timestamp::now()).await.unwrap_err().to_string();
     assert!(error.contains("the disks of a machine"), "{error}");
 
     let cleaned = site.run(JobRequest::CleanUp { note: Some("went well".to_owned()) }).await;
     assert_eq!(cleaned.state, JobState::Done, "{cleaned:#?}");
-    assert!(cleaned.steps.iter().any(|step| step.message.as_deref() == Some("went well")));
+    assert_eq!(cleaned.message.as_deref(), Some("went well"));
+    let noted = site.jobs.job(job.id).await.unwrap().report.unwrap().note;
+    assert_eq!(noted.as_deref(), Some("went well"));
     site.assert_nothing_left().await;
     assert!(refused(JobRequest::CleanUp { note: None }).await.contains("nothing to clean up"));
     site.end().await;
@@ -112,6 +117,36 @@ async fn a_failover_can_change_its_point_until_it_is_committed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_a_point_is_refused_before_its_source_is_fenced() {
+    let site = Site::new().await;
+    register(&site.vault, OTHER_SERVER, "db2", 0).await;
+    for request in [drill(false), failover("latest"), JobRequest::PlannedFailover { network: None }] {
+        let error = site.jobs.begin(OTHER_SERVER, request).await.unwrap_err().to_string();
+        assert!(error.contains("the server has no points yet"), "{error}");
+    }
+    assert_eq!(site.vault.fenced_since(OTHER_SERVER).await.unwrap(), None);
+    assert_eq!(site.jobs.list(Some(OTHER_SERVER), 10).await.unwrap(), []);
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_whose_machine_does_not_come_up_stands_and_says_what_can_be_done() {
+    let site = Site::new().await;
+    let mut patient = target("never: ");
+    patient.up_within = Some("5s".parse().unwrap());
+    site.jobs.set_target(SERVER, &patient).await.unwrap();
+    let job = site.run(failover("latest-processed")).await;
+    assert_eq!(job.state, JobState::Failed, "{job:#?}");
+    let message = job.message.unwrap();
+    assert!(message.contains("The machine runs all the same"), "{message}");
+    assert!(message.contains(&format!("lifeboat job retry {}", job.id)), "{message}");
+    assert_eq!(site.jobs.machine(SERVER).await.unwrap().state, MachineState::Running);
+    assert!(site.vault.fenced_since(SERVER).await.unwrap().is_some());
+    assert_eq!(site.run(JobRequest::Commit).await.state, JobState::Done);
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_of_one_server_join_or_exclude_each_other_and_can_be_cancelled() {
     let site = Site::new().await;
     let mut patient = target("never: ");
@@ -121,7 +156,8 @@ async fn jobs_of_one_server_join_or_exclude_each_other_and_can_be_cancelled() {
     site.until_step(&job, Step::AwaitUp).await;
     assert_eq!(site.begin(drill(false)).await.unwrap().id, job.id, "the same again joins it");
     let error = site.begin(failover("latest")).await.unwrap_err().to_string();
-    assert!(error.contains(&job.id.to_string()) && error.contains("a test failover"), "{error}");
+    assert!(error.contains("a test failover"), "{error}");
+    assert!(error.contains(&format!("cancel it (`lifeboat job cancel {}`)", job.id)), "{error}");
 
     site.jobs.cancel(job.id).await.unwrap();
     let ended = site.end_of(&job).await;

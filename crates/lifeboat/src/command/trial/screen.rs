@@ -45,7 +45,8 @@ pub struct Screen {
 }
 
 fn event_line(event: &Event) -> String {
-    format!("{} UTC  {}: {} {}", time(event.time), event.severity, event.message, event.next_step)
+    let line = format!("{} UTC  {}: {} {}", time(event.time), event.severity, event.message, event.next_step);
+    line.trim_end().to_owned()
 }
 
 impl Screen {
@@ -92,12 +93,14 @@ impl Screen {
     }
 
     /// Something that is waited for while there is no state to show.
-    pub fn wait(&mut self, sentence: &str) {
+    pub fn wait(&self, sentence: &str) {
         if self.form == Form::Live {
             self.head.iter().for_each(|line| print_line(line));
             print_line("");
+            print_line(sentence);
+        } else {
+            self.print(sentence, || json!({"note": sentence}));
         }
-        self.say(sentence);
     }
 
     /// How many events are wanted for a look.

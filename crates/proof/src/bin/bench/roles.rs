@@ -86,9 +86,12 @@ impl Roles {
     /// Runs a command of `lifeboat` that must succeed, and answers its JSON.
     pub fn json(&self, words: &[&str]) -> Value {
         let (site, credentials) = (format!("https://{}", self.vault), text(&self.dir().join("operator")));
-        let before = ["--output", "json", "--site", &site, "--credentials", &credentials];
+        // Which site was used last is remembered there, and is not to be this one.
+        let (home, program) = (format!("HOME={}", text(self.dir())), text(&Programs::find().lifeboat));
+        let before =
+            [home.as_str(), &program, "--output", "json", "--site", &site, "--credentials", &credentials];
         let all: Vec<_> = before.iter().chain(words).copied().collect();
-        serde_json::from_str(&lifeboat(&all)).unwrap()
+        serde_json::from_str(&run("env", &all)).unwrap()
     }
 
     pub fn dir(&self) -> &Path {

@@ -148,9 +148,21 @@ impl Site {
 
     /// Runs a command of `lifeboat` against this site.
     pub fn lifeboat<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Output {
+        self.command("json").args(words).output().unwrap()
+    }
+
+    /// `lifeboat` with this site and form of output, up to the words of the command.
+    pub fn command(&self, output: &str) -> Command {
         let mut command = Command::new(Programs::find().lifeboat);
-        command.args(["--output", "json", "--site"]).arg(&self.dir).args(words);
-        command.env("HOME", self.dir.parent().unwrap()).env_remove("LIFEBOAT_SITE").output().unwrap()
+        command.args(["--output", output, "--site"]).arg(&self.dir);
+        command.env("HOME", self.dir.parent().unwrap()).env_remove("LIFEBOAT_SITE");
+        command
+    }
+
+    /// What a command prints for people, whether or not it succeeds.
+    pub fn text(&self, words: &[&str]) -> String {
+        let output = self.command("text").args(words).output().unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     }
 
     /// What the trial itself has printed.

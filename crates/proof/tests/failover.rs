@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use lifeboat_proof::{LoopDisk, Programs, Site, boot_sector, wait_for};
 use serde_json::Value;
@@ -75,6 +77,8 @@ fn drills_and_failover_go_on_after_a_vault_that_is_killed_at_every_step() {
     assert!(drill["report"]["console"].as_str().unwrap().contains("one login: "), "{drill}");
     assert!(std::fs::read_to_string(report).unwrap().contains("data:image/png;base64,"));
     nothing_left(&site);
+    an_operator_is_told_how_to_go_on(&site);
+    nothing_left(&site);
     for step in 0..steps(&site, &drill) {
         let drill = with_a_killed_vault(&site, &["failover", "test", "source"], step);
         assert_eq!(drill["state"], "done", "killed in step {step}: {drill}");
@@ -110,6 +114,35 @@ fn drills_and_failover_go_on_after_a_vault_that_is_killed_at_every_step() {
     the_source_is_fenced(&mut site, &disk, &points);
 }
 
+fn an_operator_is_told_how_to_go_on(site: &Site) {
+    let said = site.text(&["failover", "test", "source", "--keep"]);
+    assert!(said.contains("The copy runs on: `lifeboat machine show source`"), "{said}");
+    assert!(said.contains("`lifeboat failover cleanup source` removes it"), "{said}");
+    let said = site.text(&["failover", "cleanup", "source", "--note", "all is there"]);
+    assert_eq!(said.matches("all is there").count(), 1, "{said}");
+    let said = site.text(&["server", "show", "source"]);
+    assert!(said.contains("Note: all is there"), "{said}");
+
+    // Whoever no longer wants to wait learns what becomes of the job.
+    site.json(["target", "set", "source", "--probe", "console=never: "]);
+    let mut waiting = site.command("text");
+    waiting.args(["failover", "test", "source"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut waiting = waiting.spawn().unwrap();
+    let mut lines = BufReader::new(waiting.stdout.take().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    let job = first.strip_prefix("Job ").and_then(|rest| rest.split(':').next()).unwrap().to_owned();
+    let step = lines.find(|line| line.as_ref().unwrap() == "  ...     wait until the machine is up");
+    assert!(step.is_some(), "it does not say what it waits for");
+    Command::new("kill").args(["-INT", &waiting.id().to_string()]).status().unwrap();
+    let output = waiting.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains(&format!("job {job} goes on")), "{said}");
+    let cancelled = site.json(["job", "cancel", &job]);
+    assert_eq!(cancelled["state"], "cancelled", "{cancelled}");
+    site.json(["target", "set", "source", "--probe", "console=login: "]);
+}
+
 /// A commit is followed by the copying of the disks, although the vault is killed right after it.
 fn the_disks_are_copied(site: &Site) {
     let commit = site.json(["failover", "commit", "source"]);
@@ -125,6 +158,10 @@ fn the_disks_are_copied(site: &Site) {
     assert_eq!((&ended["kind"], &ended["state"]), (&"hydrate".into(), &"done".into()), "{ended}");
     assert_eq!(site.json(["volume", "list"]), Value::Array(Vec::new()));
     assert_eq!(site.json(["machine", "list"])[0]["state"], "running");
+    let machine = site.text(&["machine", "show", "source"]);
+    let file =
+        machine.lines().find_map(|line| line.strip_prefix("Disk 0")).unwrap_or_else(|| panic!("{machine}"));
+    assert!(Path::new(file.trim()).is_file() && !machine.contains("volume"), "{machine}");
 }
 
 /// The agent has found out where it runs. This machine's own system is not on the protected disk, so

@@ -159,7 +159,7 @@ impl Screen {
             }
         }
         lines.push(String::new());
-        if let Some(rpo) = &server.rpo {
+        if let Some(rpo) = server.rpo.as_ref().filter(|_| server.state != Protection::FailedOver) {
             lines.push(format!("RPO now {:>8}   gated by {}", milliseconds(rpo.age_ms), rpo.gated_by));
             lines.push(format!(
                 "        capture {} · queue {} · transfer {} · commit {}",

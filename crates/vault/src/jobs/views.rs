@@ -225,16 +225,10 @@ impl Jobs {
     }
 
     async fn recovery(&self, server: ServerId) -> Result<RecoveryRow, JobError> {
-        let row = self.vault.catalog().recovery(server).await?;
-        let missing = || {
-            let name = server.to_string();
-            VaultError::Lookup(LookupError::Unknown {
-                what: "machine of server",
-                text: name,
-                known: Vec::new(),
-            })
-        };
-        Ok(row.ok_or_else(missing)?)
+        match self.vault.catalog().recovery(server).await? {
+            Some(row) => Ok(row),
+            None => Err(unknown("machine of server", &self.server_name(server).await?, Vec::new()).into()),
+        }
     }
 
     async fn machine_of(&self, row: RecoveryRow) -> Result<api::Machine, JobError> {

@@ -79,6 +79,8 @@ async fn a_kept_drill_runs_until_it_is_cleaned_up() {
     assert_eq!(noted.as_deref(), Some("went well"));
     site.assert_nothing_left().await;
     assert!(refused(JobRequest::CleanUp { note: None }).await.contains("nothing to clean up"));
+    let error = site.jobs.machine(SERVER).await.unwrap_err().to_string();
+    assert!(error.contains("machine of server \"db1\""), "{error}");
     site.end().await;
 }
 

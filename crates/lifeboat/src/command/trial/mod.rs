@@ -110,7 +110,12 @@ pub async fn run(arguments: &SiteArguments, options: &Options) -> Result<Answer,
     supervisor.stop().await;
     layout.remove_socket_directory();
     outcome?;
-    screen.say("Stopped. Writes to the disks stay tracked; starting the trial again goes on where it was.");
+    let disks = if options.remote_agent.is_none() {
+        "Writes to the disks stay tracked"
+    } else {
+        "The other machine's agent goes on without it"
+    };
+    screen.say(&format!("Stopped. {disks}; starting the trial again goes on where it was."));
     if options.remote_agent.is_none() {
         screen.say(&format!(
             "To end tracking: lifeboat-agent untrack --config {}",

@@ -56,11 +56,10 @@ fn read_table(disk: &[u8]) {
 /// # Panics
 /// When a change is made where the address is not, or what was changed does not have the new one.
 pub fn network_configuration(form: u8, text: &str) {
-    const FORMS: [Form; 5] = [Form::Ifupdown, Form::Networkd, Form::Netplan, Form::Keyfile, Form::Ifcfg];
     let (from, to) = (Ipv4Addr::new(192, 0, 2, 7), Ipv4Addr::new(10, 5, 0, 2));
     let gateway = Some((Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(10, 5, 0, 1)));
     let order = AddressChange { from, to, prefix: 16, gateway };
-    let form = FORMS[usize::from(form) % FORMS.len()];
+    let form = Form::ALL[usize::from(form) % Form::ALL.len()];
     if let Some(changed) = change(form, text, &order).text {
         assert!(text.contains("192.0.2.7") && changed.contains("10.5.0.2"), "{text:?} became {changed:?}");
     }

@@ -236,10 +236,8 @@ impl Jobs {
         conflicts::check(&request, recovery.as_ref())?;
         // Looked for now, so that a wrong name is refused at once and not by a failed job; and a server without any
         // point before its source is fenced for nothing.
-        if let Some(text) = request.named_point() {
+        if let Some(text) = request.point().or(request.makes_machine().then_some(LATEST[0])) {
             self.vault.find_point(server, text).await?;
-        } else if request.makes_machine() {
-            self.vault.find_point(server, request.point().unwrap_or(LATEST[0])).await?;
         }
         if request.makes_machine() {
             let derived = self.derived(server, steps::purpose(&request)).await?;

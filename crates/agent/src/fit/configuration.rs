@@ -25,6 +25,12 @@ pub(crate) enum Form {
     Ifcfg,
 }
 
+#[cfg(any(test, feature = "fuzz"))]
+impl Form {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Ifupdown, Self::Networkd, Self::Netplan, Self::Keyfile, Self::Ifcfg];
+}
+
 /// What becomes of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Changed {

@@ -19,6 +19,7 @@ use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use tempfile::TempDir;
 
 use crate::daemon::Daemon;
 use crate::guests::READS;
@@ -89,16 +90,21 @@ impl Certificates {
     }
 }
 
+/// A place for a host, with certificates in the directory that is answered beside it.
+fn host() -> (TempDir, PathBuf, Certificates) {
+    let place = tempfile::Builder::new().prefix("lv").tempdir().unwrap();
+    let (pki, certificates) = (place.path().join("pki"), Certificates::new());
+    certificates.write(&pki);
+    (place, pki, certificates)
+}
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[tokio::test]
 async fn a_host_elsewhere_runs_machines_from_disks_over_tls() {
-    let place = tempfile::Builder::new().prefix("lv").tempdir().unwrap();
-    let pki = place.path().join("pki");
-    let certificates = Certificates::new();
-    certificates.write(&pki);
+    let (place, pki, certificates) = host();
     let port = free_port();
     let shown = pki.display();
     let daemon = Daemon::with(
@@ -116,10 +122,7 @@ async fn a_host_elsewhere_runs_machines_from_disks_over_tls() {
 
 #[tokio::test]
 async fn a_host_elsewhere_is_reached_over_ssh() {
-    let place = tempfile::Builder::new().prefix("lv").tempdir().unwrap();
-    let pki = place.path().join("pki");
-    let certificates = Certificates::new();
-    certificates.write(&pki);
+    let (place, pki, certificates) = host();
     let daemon = Daemon::with("", &format!("nbd_tls_x509_cert_dir = \"{}\"\n", pki.display()), "");
     let (mut sshd, port, client) = ssh_server(&daemon, place.path());
     let uri = format!("qemu+ssh://root@127.0.0.1:{port}/system?command={}", client.display());

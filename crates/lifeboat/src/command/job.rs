@@ -99,13 +99,7 @@ fn tell_step(step: &JobStep) {
 }
 
 fn took(step: &JobStep) -> String {
-    match (step.begun, step.ended) {
-        (Some(begun), Some(ended)) => {
-            let ms = u64::try_from(ended.duration_since(begun).as_millis()).unwrap_or(0);
-            format!(" ({})", milliseconds(ms))
-        }
-        _ => String::new(),
-    }
+    report::took(step).map(|took| format!(" ({took})")).unwrap_or_default()
 }
 
 fn tell(arguments: &SiteArguments, job: &Job) -> Result<(), Failure> {
@@ -179,10 +173,7 @@ fn print_drill(drill: &DrillReport) {
         print_line(&format!("  probe            {}: {found}", probe.probe));
     }
     if let Some(before) = &drill.previous {
-        let boot = before
-            .boot_ms
-            .map_or_else(|| "did not come up".to_owned(), |ms| format!("up after {}", milliseconds(ms)));
-        print_line(&format!("  the one before   {}: {boot}", time(before.begun)));
+        print_line(&format!("  the one before   {}: {}", time(before.begun), report::end_of(before)));
         for difference in &drill.differences {
             print_line(&format!("  differs          {difference}"));
         }

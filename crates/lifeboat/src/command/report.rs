@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 
-use lifeboat_api::{DrillReport, Job};
+use lifeboat_api::{DrillReport, Job, JobStep, PreviousDrill};
 
 use crate::table::{milliseconds, time};
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;\
 color:#1b1f24;background:#fff}h1{font-size:1.6rem}.up{color:#116329}.down{color:#a40e26}table{border-collapse:\
-collapse;width:100%}td,th{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #d0d7de;vertical-align:top}th{width:14rem}\
-.took{width:6rem;white-space:nowrap}ul{margin:0;padding-left:1.2rem}\
+collapse;width:100%}td,th{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #d0d7de;vertical-align:top}\
+th{width:14rem}.took{width:6rem;white-space:nowrap}ul{margin:0;padding-left:1.2rem}\
 pre{background:#0d1117;color:#e6edf3;padding:1rem;overflow:auto;font-size:.85rem}img{max-width:100%;border:1px \
 solid #d0d7de}";
 
@@ -35,10 +35,7 @@ pub fn page(job: &Job, drill: &DrillReport) -> String {
         row(&mut page, "Up after", &milliseconds(ms));
     }
     if let Some(before) = &drill.previous {
-        let boot = before
-            .boot_ms
-            .map_or_else(|| "did not come up".to_owned(), |ms| format!("up after {}", milliseconds(ms)));
-        row(&mut page, "The drill before", &format!("{} UTC: {boot}", time(before.begun)));
+        row(&mut page, "The drill before", &format!("{} UTC: {}", time(before.begun), end_of(before)));
         let differences =
             drill.differences.iter().map(|difference| format!("<li>{}</li>", escape(difference)));
         let differences = match differences.collect::<String>() {
@@ -59,9 +56,7 @@ pub fn page(job: &Job, drill: &DrillReport) -> String {
     }
     page.push_str("</table>\n<h2>Steps</h2>\n<table>\n");
     for step in &job.steps {
-        let took = step.begun.zip(step.ended).map_or_else(String::new, |(begun, ended)| {
-            milliseconds(u64::try_from(ended.duration_since(begun).as_millis()).unwrap_or(0))
-        });
+        let took = took(step).unwrap_or_default();
         let message = step.message.as_deref().unwrap_or_default();
         let [name, took, message] = [&step.name, &took, message].map(escape);
         let _ = writeln!(page, "<tr><th>{name}</th><td class=\"took\">{took}</td><td>{message}</td></tr>");
@@ -105,16 +100,27 @@ fn without_sequences(text: &str) -> String {
     plain
 }
 
-fn row(page: &mut String, head: &str, text: &str) {
-    let _ = writeln!(page, "<tr><th>{}</th><td>{}</td></tr>", escape(head), escape(text));
-}
-
 /// Passes a command to the terminal, up to BEL or ESC \. One that a reset cut off goes on to its line's end.
 fn pass_command(text: &mut std::str::Chars<'_>) {
     let end = text.find(|character| matches!(*character, '\u{7}' | '\n' | '\u{1b}'));
     if end == Some('\u{1b}') {
         text.next();
     }
+}
+
+/// How the drill before went.
+pub fn end_of(before: &PreviousDrill) -> String {
+    before.boot_ms.map_or_else(|| "did not come up".to_owned(), |ms| format!("up after {}", milliseconds(ms)))
+}
+
+/// How long a step took, once it has ended.
+pub fn took(step: &JobStep) -> Option<String> {
+    let (begun, ended) = step.begun.zip(step.ended)?;
+    Some(milliseconds(u64::try_from(ended.duration_since(begun).as_millis()).unwrap_or(0)))
+}
+
+fn row(page: &mut String, head: &str, text: &str) {
+    let _ = writeln!(page, "<tr><th>{}</th><td>{}</td></tr>", escape(head), escape(text));
 }
 
 /// Text from a guest or an operator as text of a page, without control characters.

@@ -236,7 +236,7 @@ fn what_stands(job: &JobRow) -> Option<String> {
     } else {
         format!(
             "Nothing has changed for the source: try again with `lifeboat job retry {id}`, or end it with `lifeboat job \
-                 cancel {id}`"
+             cancel {id}`"
         )
     })
 }

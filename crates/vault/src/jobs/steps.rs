@@ -291,7 +291,7 @@ impl Jobs {
             compute: job.work.compute.clone(),
             console: console[cut..].to_owned(),
             screenshot,
-            previous: before.clone().map(views::in_short),
+            previous: before.as_ref().map(views::in_short),
             differences: Vec::new(),
             note: None,
         };

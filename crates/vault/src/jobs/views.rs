@@ -371,11 +371,11 @@ impl Vault {
         &self,
         server: ServerId,
     ) -> Result<Option<api::PreviousDrill>, VaultError> {
-        Ok(self.catalog.newest_drill(server).await?.map(in_short))
+        Ok(self.catalog.newest_drill(server).await?.as_ref().map(in_short))
     }
 }
 
-pub(super) fn in_short(job: JobRow) -> api::PreviousDrill {
+pub(super) fn in_short(job: &JobRow) -> api::PreviousDrill {
     let report = job.report.as_ref();
     api::PreviousDrill {
         job: job.id,
@@ -384,6 +384,6 @@ pub(super) fn in_short(job: JobRow) -> api::PreviousDrill {
         boot_ms: report.and_then(|report| report.boot_ms),
         point: job.work.point.map(|(point, _)| point),
         note: report.and_then(|report| report.note.clone()),
-        verdict: job.report.map(|report| report.verdict).or(job.message),
+        verdict: report.map(|report| &report.verdict).or(job.message.as_ref()).cloned(),
     }
 }

@@ -117,9 +117,7 @@ async fn a_drill_needs_room_and_a_failover_takes_it() {
 
     // Processors alike; and one that has not started its machine yet counts already.
     site.jobs.set_limits(MachineLimits { memory_mib: None, cpus: Some(1) });
-    let mut patient = target("never: ");
-    patient.up_within = Some("1h".parse().unwrap());
-    site.jobs.set_target(SERVER, &patient).await.unwrap();
+    site.never_up("1h").await;
     let first = site.begin(drill(false)).await.unwrap();
     let refused = site.jobs.begin(OTHER, drill(false)).await.unwrap_err().to_string();
     assert!(refused.contains("needs 1 of processors, and machines may have 1"), "{refused}");

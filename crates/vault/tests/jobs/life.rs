@@ -37,9 +37,7 @@ async fn a_drill_boots_the_newest_point_tells_and_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_does_not_come_up_makes_a_drill_fail_and_leaves_nothing() {
     let site = Site::new().await;
-    let mut patient = target("never: ");
-    patient.up_within = Some("20s".parse().unwrap());
-    site.jobs.set_target(SERVER, &patient).await.unwrap();
+    site.never_up("20s").await;
     let job = site.run(drill(false)).await;
     assert_eq!(job.state, JobState::Failed, "{job:#?}");
     assert!(job.message.unwrap().contains("did not come up within 20 s"));
@@ -134,9 +132,7 @@ async fn a_server_without_a_point_is_refused_before_its_source_is_fenced() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_whose_machine_does_not_come_up_stands_and_says_what_can_be_done() {
     let site = Site::new().await;
-    let mut patient = target("never: ");
-    patient.up_within = Some("5s".parse().unwrap());
-    site.jobs.set_target(SERVER, &patient).await.unwrap();
+    site.never_up("5s").await;
     let job = site.run(failover("latest-processed")).await;
     assert_eq!(job.state, JobState::Failed, "{job:#?}");
     let message = job.message.unwrap();
@@ -151,9 +147,7 @@ async fn a_failover_whose_machine_does_not_come_up_stands_and_says_what_can_be_d
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_of_one_server_join_or_exclude_each_other_and_can_be_cancelled() {
     let site = Site::new().await;
-    let mut patient = target("never: ");
-    patient.up_within = Some("1h".parse().unwrap());
-    site.jobs.set_target(SERVER, &patient).await.unwrap();
+    site.never_up("1h").await;
     let job = site.begin(drill(false)).await.unwrap();
     site.until_step(&job, Step::AwaitUp).await;
     assert_eq!(site.begin(drill(false)).await.unwrap().id, job.id, "the same again joins it");
@@ -180,9 +174,7 @@ async fn jobs_of_one_server_join_or_exclude_each_other_and_can_be_cancelled() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_and_its_job_outlive_the_vault() {
     let site = Site::new().await;
-    let mut patient = target("never: ");
-    patient.up_within = Some("1h".parse().unwrap());
-    site.jobs.set_target(SERVER, &patient).await.unwrap();
+    site.never_up("1h").await;
     let job = site.begin(drill(true)).await.unwrap();
     site.until_step(&job, Step::AwaitUp).await;
     let site = site.restart(Arc::new(())).await;

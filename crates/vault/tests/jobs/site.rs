@@ -127,6 +127,13 @@ impl Site {
         crate::support::listed(&self.vault, SERVER).await
     }
 
+    /// From now on its machines are waited for so long, and never come up.
+    pub async fn never_up(&self, within: &str) {
+        let mut patient = target("never: ");
+        patient.up_within = Some(within.parse().unwrap());
+        self.jobs.set_target(SERVER, &patient).await.unwrap();
+    }
+
     pub async fn begin(&self, request: JobRequest) -> Result<Job, JobError> {
         let row = self.jobs.begin(SERVER, request).await?;
         self.jobs.view(row).await

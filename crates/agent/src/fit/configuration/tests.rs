@@ -159,13 +159,11 @@ fn an_address_that_is_kept_may_get_another_gateway_and_network() {
     assert_eq!(change(Form::Networkd, &changed, &kept), Changed { text: None, is_configured: true });
 }
 
-const FORMS: [Form; 5] = [Form::Ifupdown, Form::Networkd, Form::Netplan, Form::Keyfile, Form::Ifcfg];
-
 proptest! {
     #[test]
     fn any_text_is_read_without_harm(
         text in "((iface|address|netmask|addresses:|- |IPADDR|Address=|192\\.0\\.2\\.7(/24)?|192\\.0\\.2\\.1|[ -~äß\r]{0,4})[ \t=\n]?){0,40}",
-        form in prop::sample::select(&FORMS[..]),
+        form in prop::sample::select(&Form::ALL[..]),
     ) {
         let changed = change(form, &text, &CHANGE);
         if let Some(changed) = changed.text {
@@ -177,7 +175,7 @@ proptest! {
     #[test]
     fn what_does_not_have_the_address_is_not_touched(
         text in "((iface e inet static|address|Address=|address1=|IPADDR=|- )? ?192\\.0\\.2\\.(1|70|17|77)(/24)?\n){0,20}",
-        form in prop::sample::select(&FORMS[..]),
+        form in prop::sample::select(&Form::ALL[..]),
     ) {
         prop_assert_eq!(change(form, &text, &CHANGE), Changed { text: None, is_configured: false });
     }

@@ -110,13 +110,13 @@ pub async fn run(arguments: &SiteArguments, options: &Options) -> Result<Answer,
     supervisor.stop().await;
     layout.remove_socket_directory();
     outcome?;
-    let disks = if options.remote_agent.is_none() {
-        "Writes to the disks stay tracked"
+    if options.remote_agent.is_some() {
+        screen.say(
+            "Stopped. The other machine's agent goes on without it; starting the trial again goes on where it was.",
+        );
     } else {
-        "The other machine's agent goes on without it"
-    };
-    screen.say(&format!("Stopped. {disks}; starting the trial again goes on where it was."));
-    if options.remote_agent.is_none() {
+        screen
+            .say("Stopped. Writes to the disks stay tracked; starting the trial again goes on where it was.");
         screen.say(&format!(
             "To end tracking: lifeboat-agent untrack --config {}",
             layout.agent_settings().display()

@@ -22,11 +22,11 @@ pub use network::{CreateNetwork, Network, NetworkKind, NetworkMapping, NetworkMe
 pub use recovery::{
     ChangePoint, CleanUp, Console, DiskBus, DiskFile, DrillReport, Failover, Firmware, Forward, Hydrate,
     LocalFormat, Machine, MachinePurpose, MachineState, NetworkCard, PlannedFailover, PreviousDrill, Probe,
-    ProbeResult, SshKey, Target, TargetSettings, TestFailover,
+    ProbeResult, SshKey, StopMachine, Target, TargetSettings, TestFailover,
 };
 pub use server::{Capture, CopyProgress, Disk, Policy, PolicyRule, Protection, Rpo, Server};
 pub use site::{
-    Certificate, ErrorBody, ErrorDetail, Event, EventList, ProcessServer, Request, RequestState, Status,
-    Verify, VerifyFault, VerifyKind, VerifyReport,
+    AcknowledgeEvents, AcknowledgedEvents, Certificate, ErrorBody, ErrorDetail, Event, EventList,
+    ProcessServer, Request, RequestState, Status, Verify, VerifyFault, VerifyKind, VerifyReport,
 };
 pub use volume::{OpenVolume, OpenedVolume, Volume, VolumeDisk};

@@ -126,6 +126,10 @@ pub struct Machine {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub committed: Option<Timestamp>,
+    /// When an operator had it stopped; absent while it is to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub stopped: Option<Timestamp>,
     /// Virtual processors.
     pub cpus: u32,
     /// Memory in mebibytes.
@@ -143,6 +147,14 @@ pub struct Machine {
     /// must, such as `nsenter --target 4711 --net`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entrance: Option<String>,
+}
+
+/// How a machine is stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StopMachine {
+    /// Its power is taken away at once. Otherwise its guest is asked to shut down, as by a power button.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// A disk of a machine that is a file of the recovery site.

@@ -76,6 +76,31 @@ pub struct Event {
     /// What to do about it; empty when there is nothing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub next_step: String,
+    /// When it was seen to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub acknowledged: Option<Timestamp>,
+    /// Which operator has seen to it, or what shows that it is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledged_by: Option<String>,
+}
+
+/// Events that were seen to: those that are named, or all up to one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AcknowledgeEvents {
+    /// Numbers of events. What happened before about the same things is seen to as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub numbers: Vec<u64>,
+    /// All up to this number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up_to: Option<u64>,
+}
+
+/// How many events were seen to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AcknowledgedEvents {
+    /// Those that had not been before.
+    pub acknowledged: u64,
 }
 
 /// Events, newest first.

@@ -6,10 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use lifeboat_api::{
-    ChangePoint, CleanUp, Console, CreateNetwork, DrillSchedule, Event, Failover, Hydrate, Job, JobState,
-    Machine, Network, NetworkMapping, OpenVolume, OpenedVolume, PlannedFailover, Point, Policy, Readiness,
-    Request, ScheduleDrills, Server, SshKey, Status, TakePoint, Target, TargetSettings, TestFailover, Verify,
-    VerifyKind, Volume,
+    AcknowledgeEvents, AcknowledgedEvents, ChangePoint, CleanUp, Console, CreateNetwork, DrillSchedule,
+    Event, Failover, Hydrate, Job, JobState, Machine, Network, NetworkMapping, OpenVolume, OpenedVolume,
+    PlannedFailover, Point, Policy, Readiness, Request, ScheduleDrills, Server, SshKey, Status, StopMachine,
+    TakePoint, Target, TargetSettings, TestFailover, Verify, VerifyKind, Volume,
 };
 use lifeboat_model::{DiskNumber, PointKind, Span};
 use lifeboat_transport::{Call, Client, ClientError, Method};
@@ -279,6 +279,19 @@ impl Vault {
         Ok(self.client.get(&of_server(server, "/machine")).await?)
     }
 
+    /// Starts a server's machine that is off.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn start_machine(&self, server: &str) -> Result<Machine> {
+        let path = of_server(server, "/machine/start");
+        Ok(self.client.call(Method::POST, &path).send().await?)
+    }
+
+    /// Stops a server's machine until it is started again; does not wait for its guest.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn stop_machine(&self, server: &str, stop: &StopMachine) -> Result<Machine> {
+        Ok(self.client.post(&of_server(server, "/machine/stop"), stop).await?)
+    }
+
     /// What a server's machine has written to its serial console, from an offset in bytes.
     #[allow(clippy::missing_errors_doc)]
     pub async fn console(&self, server: &str, from: u64) -> Result<Console> {
@@ -357,6 +370,12 @@ impl Vault {
         let query = [("server", server), ("severity", severity), ("limit", Some(&limit))];
         let query: Vec<_> = query.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         Ok(self.client.call(Method::GET, "/v1/events").query(&query).send().await?)
+    }
+
+    /// Notes that events were seen to.
+    #[allow(clippy::missing_errors_doc)]
+    pub async fn acknowledge(&self, events: &AcknowledgeEvents) -> Result<AcknowledgedEvents> {
+        Ok(self.client.post("/v1/events/acknowledge", events).await?)
     }
 }
 

@@ -274,6 +274,15 @@ pub enum EventCommand {
         #[arg(long, default_value_t = 50)]
         limit: u32,
     },
+    /// Note that events were seen to, so that they want no attention any more.
+    Acknowledge {
+        /// Numbers of events; what happened before about the same things is seen to as well.
+        #[arg(value_name = "NUMBER", required_unless_present = "all", conflicts_with = "all")]
+        numbers: Vec<u64>,
+        /// All that there are now.
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 #[derive(Subcommand)]

@@ -28,6 +28,25 @@ const ECHO: [u8; 15] = [
     0xeb, 0xf1, // jmp poll
 ];
 
+/// With the power management's ports where QEMU's BIOS puts them, at 0x600: waits for the power button, and powers
+/// off. The bits are those of the ACPI specification, 4.8.3.
+const OBEY: [u8; 28] = [
+    0xfa, // cli
+    0xba, 0x02, 0x06, // mov dx, 0x602
+    0xb8, 0x00, 0x01, // mov ax, 0x0100: the button is heard
+    0xef, // out dx, ax
+    0xba, 0x00, 0x06, // poll: mov dx, 0x600
+    0xed, // in ax, dx
+    0xf6, 0xc4, 0x01, // test ah, 1
+    0x74, 0xf7, // jz poll
+    0xba, 0x04, 0x06, // mov dx, 0x604
+    0xb8, 0x00, 0x20, // mov ax, 0x2000: into S5
+    0xef, // out dx, ax
+    0xf4, // rest: hlt
+    0xeb, 0xfd, // jmp rest
+    0x90, // nop
+];
+
 /// A boot sector of 512 bytes that writes a text of at most 480 bytes to the first serial port and halts.
 pub fn boot_sector(text: &str) -> Vec<u8> {
     sector(text, &HALT)
@@ -36,6 +55,11 @@ pub fn boot_sector(text: &str) -> Vec<u8> {
 /// The same, which then answers each byte that is typed on the port with that byte.
 pub fn echoing_boot_sector(text: &str) -> Vec<u8> {
     sector(text, &ECHO)
+}
+
+/// The same, which then powers itself off when its power button is pressed.
+pub fn obedient_boot_sector(text: &str) -> Vec<u8> {
+    sector(text, &OBEY)
 }
 
 fn sector(text: &str, then: &[u8]) -> Vec<u8> {

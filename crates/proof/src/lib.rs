@@ -17,7 +17,7 @@ mod site;
 mod ssh;
 mod virtual_machine;
 
-pub use boot_sector::{boot_sector, echoing_boot_sector};
+pub use boot_sector::{boot_sector, echoing_boot_sector, obedient_boot_sector};
 pub use disk::{LoopDisk, assert_same, content};
 pub use installation::install_agent;
 pub use machine::{PATIENCE, Programs, free_port, run, scratch, wait_for, wait_within};

@@ -25,6 +25,7 @@ pub use checks::{DamagedFile, DueFile};
 pub use database::Catalog;
 pub use drills::DrillScheduleRow;
 pub use error::CatalogError;
+pub use events::Acknowledged;
 pub use facts::FactsRow;
 pub use jobs::{JobRow, StepRow};
 pub use maintenance::{RetentionChange, RetiredObject};

@@ -28,7 +28,7 @@ impl Vault {
         self.set_fence(server, Some(since), now).await?;
         self.note(Event {
             time: now,
-            severity: Severity::Warning,
+            severity: Severity::Information,
             code: "source_fenced".into(),
             server: Some(server),
             disk: None,

@@ -21,6 +21,7 @@ mod drills;
 mod hydration;
 mod networks;
 mod placing;
+mod power;
 mod request;
 mod room;
 mod runner;
@@ -33,7 +34,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use lifeboat_compute::{ComputeError, MachineStatus, OffReason, Provider};
+use lifeboat_compute::{ComputeError, Provider};
 use lifeboat_model::{JobId, ServerId};
 use tokio::sync::watch;
 
@@ -46,6 +47,7 @@ use crate::volumes::{Volumes, VolumesError};
 
 pub use conflicts::Conflict;
 pub use hydration::Hydration;
+pub use power::StartedAgain;
 pub use request::{JobRequest, Next, Step, Work};
 pub use room::{MachineLimits, NoRoom};
 pub use steps::Interruption;
@@ -174,38 +176,19 @@ impl Jobs {
     }
 
     /// Goes on with all jobs that a former process has begun, and starts the machines again that
-    /// ended with this machine or its vault. A guest that has shut itself down stays off.
+    /// ended with this machine or its vault. A guest that has shut itself down stays off, and so does one
+    /// that an operator had stopped.
     ///
     /// # Errors
     /// When the catalog fails.
     pub async fn resume(self: &Arc<Self>) -> Result<(), JobError> {
         let under_way = self.vault.catalog().jobs_under_way().await?;
-        let is_in_work =
-            |server| under_way.iter().any(|job| job.server == server && job.request.starts_or_removes());
-        for recovery in self.vault.catalog().recoveries().await? {
-            if !is_in_work(recovery.server) {
-                self.start_again(&recovery).await;
-            }
-        }
+        self.start_all_again(&under_way).await?;
         for job in under_way {
             tracing::info!(job = %job.id, "goes on with a job of before the restart");
             self.work_on(job);
         }
         Ok(())
-    }
-
-    async fn start_again(&self, recovery: &RecoveryRow) {
-        let result = match self.provider.status(recovery.machine).await {
-            Ok(MachineStatus::Off { why: OffReason::PoweredOff | OffReason::Ended { .. } }) => {
-                tracing::info!(machine = %recovery.machine, server = %recovery.server, "starts a machine again");
-                self.provider.start(&recovery.spec).await
-            }
-            Ok(_) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = result {
-            tracing::error!(machine = %recovery.machine, server = %recovery.server, %error, "a machine was not started again");
-        }
     }
 
     /// Powers all machines off, for a vault that takes them along when it stops.
@@ -229,8 +212,7 @@ impl Jobs {
             if job.request == request && !job.cancel {
                 return Ok(job.clone());
             }
-            let (doing, can_be_cancelled) = (job.request.sentence(), conflicts::check_cancel(job).is_ok());
-            return Err(Conflict::JobUnderWay { job: job.id, doing, can_be_cancelled }.into());
+            return Err(Conflict::under_way(job).into());
         }
         let recovery = catalog.recovery(server).await?;
         conflicts::check(&request, recovery.as_ref())?;

@@ -4,7 +4,6 @@ use jiff::{SignedDuration, Timestamp};
 use lifeboat_api as api;
 use lifeboat_model::{PointId, PointKind, ServerId};
 use lifeboat_wire::agent::DiskReport;
-use lifeboat_wire::event::Severity;
 
 use crate::catalog::{PointFilter, PointRow, ServerRow};
 use crate::error::{LookupError, PointAt, Removal, VaultError};
@@ -177,7 +176,7 @@ impl Vault {
             servers,
             process_servers,
             open_volumes: self.catalog.open_volumes().await?,
-            attention: self.catalog.events(Severity::Warning, None, ATTENTION).await?,
+            attention: self.catalog.attention(ATTENTION).await?,
         })
     }
 

@@ -171,6 +171,7 @@ impl RunningVault {
                 service.volumes.retry_now_and_then(),
                 service.volumes.end_leases(service.clock),
                 service.jobs.drill_regularly(),
+                service.jobs.watch_machines(),
                 retention::run(
                     Arc::clone(&service.vault),
                     settings.retention_interval.duration(),

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
+use lifeboat_api as api;
 use lifeboat_hrl::{DiskKey, KeyId, KeyOwner, ManifestKey};
 use lifeboat_model::{DiskNumber, Epoch, PointId, ServerId, VaultId};
 use lifeboat_trust::GrantKey;
 use lifeboat_wire::event::{Event, Severity};
 use tokio::sync::watch;
 
-use crate::catalog::{Catalog, PointFilter, PointRow, StoredFile};
+use crate::catalog::{Acknowledged, Catalog, PointFilter, PointRow, StoredFile};
 use crate::error::{LookupError, VaultError};
 use crate::manifest::{self, VaultManifest};
 use crate::object_name::ObjectNames;
@@ -19,6 +20,9 @@ use crate::random::{self, Randomness};
 use crate::reports::Live;
 use crate::state_directory::StateDirectory;
 use crate::store::{Store, StoreError};
+
+/// Events that are named at once.
+const ACKNOWLEDGED_MAX: usize = 1000;
 
 /// A vault in use by this process.
 pub struct Vault {
@@ -277,6 +281,37 @@ impl Vault {
     /// When the catalog fails.
     pub async fn note(&self, event: Event) -> Result<(), VaultError> {
         self.note_all(&[event]).await
+    }
+
+    /// Notes that events were seen to.
+    ///
+    /// # Errors
+    /// When it names no events, or some that there are not, or the catalog fails.
+    pub async fn acknowledge(
+        &self,
+        events: &api::AcknowledgeEvents,
+        by: &str,
+        now: Timestamp,
+    ) -> Result<api::AcknowledgedEvents, VaultError> {
+        let which = match (events.numbers.as_slice(), events.up_to) {
+            ([], Some(up_to)) => Acknowledged::UpTo(up_to),
+            ([_, ..], None) if events.numbers.len() <= ACKNOWLEDGED_MAX => {
+                Acknowledged::Named(&events.numbers)
+            }
+            _ => {
+                let why =
+                    format!("name 1 to {ACKNOWLEDGED_MAX} numbers of events, or up to which all are meant");
+                return Err(VaultError::Invalid(why));
+            }
+        };
+        for number in &events.numbers {
+            if !self.catalog.has_event(*number).await? {
+                return Err(unknown("event", &number.to_string(), Vec::new()));
+            }
+        }
+        let acknowledged = self.catalog.acknowledge(&which, by, now).await?;
+        self.changed();
+        Ok(api::AcknowledgedEvents { acknowledged })
     }
 
     /// Stores events, of the vault itself or as a process server has sent them.

@@ -158,6 +158,24 @@ pub enum MachineCommand {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Start a server's machine that is off, with its disks as it left them.
+    Start {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+    },
+    /// Shut a server's machine down; it stays off until it is started.
+    Stop {
+        /// Name, id or unique beginning of an id.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        server: String,
+        /// Take its power away at once: what its guest has not written to its disks is lost.
+        #[arg(long)]
+        force: bool,
+        /// Come back when its guest was told.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// The screen of a server's machine, as a PNG image.
     Screenshot {
         /// Name, id or unique beginning of an id.

@@ -1,11 +1,12 @@
 //! `lifeboat failover …`.
 
-use lifeboat_api::{ChangePoint, CleanUp, Failover, PlannedFailover, TestFailover};
+use lifeboat_api::{ChangePoint, CleanUp, Failover, PlannedFailover, StepState, TestFailover};
 
 use crate::arguments::{FailoverCommand, SiteArguments};
 use crate::command::job::finish;
 use crate::failure::{Answer, Failure};
 use crate::site;
+use crate::table::time;
 
 pub async fn run(arguments: &SiteArguments, command: FailoverCommand) -> Result<Answer, Failure> {
     let vault = site::connect(arguments)?;
@@ -28,5 +29,9 @@ pub async fn run(arguments: &SiteArguments, command: FailoverCommand) -> Result<
         }
         FailoverCommand::Commit { server } => (vault.commit_failover(&server).await?, false, None),
     };
+    if job.steps.iter().any(|step| step.state != StepState::Waiting) {
+        let begun = time(job.begun);
+        eprintln!("lifeboat: the same is under way already: this follows job {}, begun at {begun}", job.id);
+    }
     finish(arguments, &vault, job, no_wait, report.as_deref()).await
 }

@@ -1,6 +1,9 @@
 //! `lifeboat machine …`.
 
-use lifeboat_api::{Hydrate, LocalFormat, Machine, MachinePurpose, MachineState};
+use std::time::{Duration, Instant};
+
+use lifeboat_api::{Hydrate, LocalFormat, Machine, MachinePurpose, MachineState, StopMachine};
+use lifeboat_client::Vault;
 
 use crate::arguments::{LocalFormatArgument, MachineCommand, Output, SiteArguments};
 use crate::command::console;
@@ -8,6 +11,9 @@ use crate::command::job::finish;
 use crate::failure::{Answer, Failure};
 use crate::site;
 use crate::table::{print_json, print_line, print_table, time};
+
+/// How long a guest is waited for that was told to shut down.
+const SHUT_DOWN_WITHIN: Duration = Duration::from_secs(300);
 
 pub async fn run(arguments: &SiteArguments, command: MachineCommand) -> Result<Answer, Failure> {
     let vault = site::connect(arguments)?;
@@ -32,6 +38,17 @@ pub async fn run(arguments: &SiteArguments, command: MachineCommand) -> Result<A
             let job = vault.hydrate(&server, &Hydrate { format, bytes_per_second: limit }).await?;
             return finish(arguments, &vault, job, no_wait, None).await;
         }
+        MachineCommand::Start { server } => {
+            let machine = vault.start_machine(&server).await?;
+            if json { print_json(&machine)? } else { print_machine(&machine) }
+        }
+        MachineCommand::Stop { server, force, no_wait } => {
+            let mut machine = vault.stop_machine(&server, &StopMachine { force }).await?;
+            if !no_wait {
+                machine = until_off(&vault, machine).await?;
+            }
+            if json { print_json(&machine)? } else { print_machine(&machine) }
+        }
         MachineCommand::Screenshot { server, file } => {
             let png = vault.screenshot(&server).await?;
             std::fs::write(&file, &png).map_err(|error| {
@@ -45,6 +62,36 @@ pub async fn run(arguments: &SiteArguments, command: MachineCommand) -> Result<A
         }
     }
     Ok(Answer::Done)
+}
+
+/// Waits until the guest of a machine that is being stopped has shut down.
+async fn until_off(vault: &Vault, machine: Machine) -> Result<Machine, Failure> {
+    let (begun, server) = (Instant::now(), machine.server.to_string());
+    let mut machine = machine;
+    while machine.state == MachineState::Running {
+        let name = &machine.server_name;
+        if machine.stopped.is_none() {
+            return Err(Failure::new(format!("the machine of {name} was started again meanwhile")));
+        }
+        if begun.elapsed() > SHUT_DOWN_WITHIN {
+            return Err(Failure::new(format!(
+                "the guest of {name} was told to shut down and still runs after {} minutes: shut it down from inside \
+                 (`lifeboat machine console {name} --input`), or take its power away with `lifeboat machine stop {name} \
+                 --force`",
+                SHUT_DOWN_WITHIN.as_secs() / 60
+            )));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            _ = tokio::signal::ctrl_c() => {
+                return Err(Failure::new(format!(
+                    "no longer waits; the guest of {name} was told to shut down: see with `lifeboat machine show {name}`"
+                )));
+            }
+        }
+        machine = vault.machine(&server).await?;
+    }
+    Ok(machine)
 }
 
 fn print_machines(machines: &[Machine]) {

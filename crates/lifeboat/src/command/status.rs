@@ -46,14 +46,19 @@ fn print_status(status: &Status) {
     if !status.attention.is_empty() {
         print_line("\nWants attention:");
         for event in &status.attention {
-            print_line(&format!(
-                "  {}  {}  {} {}",
+            let line = format!(
+                "  {:<6}{}  {}  {} {}",
+                event.number,
                 time(event.time),
                 event.severity,
                 event.message,
                 event.next_step
-            ));
+            );
+            print_line(line.trim_end());
         }
+        print_line(
+            "`lifeboat event acknowledge NUMBER` takes what was seen to off this list, `--all` takes all.",
+        );
     }
 }
 

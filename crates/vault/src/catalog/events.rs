@@ -12,14 +12,53 @@ use super::row::{RowValues, bigint, time_ns};
 
 /// So many events are kept, the newest.
 const EVENTS_MAX: i64 = 10_000;
-/// The same thing within this time is told once.
+/// The same thing within this time is told once, unless it was seen to meanwhile.
 const REPEATED_WITHIN: SignedDuration = SignedDuration::from_secs(60);
+
+/// What a reader sees of an event.
+macro_rules! select_events {
+    ($rest:expr) => {
+        concat!(
+            "SELECT number, time_ns, severity, code, server, disk, message, next_step, acknowledged_ns, \
+             acknowledged_by FROM events ",
+            $rest
+        )
+    };
+}
+
+/// Notes that those events were seen to that were not yet; `$1` is when, `$2` by whom or what.
+macro_rules! acknowledge {
+    ($which:expr) => {
+        concat!(
+            "UPDATE events SET acknowledged_ns = $1, acknowledged_by = $2 \
+             WHERE acknowledged_ns IS NULL AND severity <> 'information' AND ",
+            $which
+        )
+    };
+}
+
 /// Of these each message is a thing of its own: they name what they are about.
 macro_rules! own_things {
     () => {
         "('stored_file_damaged', 'volume_opened', 'volume_closed', 'vault_started', \
          'process_server_started', 'agent_started')"
     };
+}
+
+/// Events that are acknowledged.
+#[derive(Clone, Copy, Debug)]
+pub enum Acknowledged<'a> {
+    /// These, by number, and what happened before about the same things.
+    Named(&'a [u64]),
+    /// All up to this number.
+    UpTo(u64),
+    /// What happened to a server with these codes.
+    Of {
+        /// The server.
+        server: ServerId,
+        /// The codes.
+        codes: &'a [&'static str],
+    },
 }
 
 impl Catalog {
@@ -39,7 +78,7 @@ impl Catalog {
                 "INSERT INTO events (number, time_ns, severity, code, server, disk, message, next_step) \
                  SELECT (SELECT COALESCE(MAX(number), 0) + 1 FROM events), $1, $2, $3, $4, $5, $6, $7 \
                  WHERE NOT EXISTS (SELECT 1 FROM events WHERE code = $3 AND severity = $2 \
-                 AND time_ns > $8 AND time_ns < $9 \
+                 AND time_ns > $8 AND time_ns < $9 AND (acknowledged_ns IS NULL OR time_ns = $1) \
                  AND COALESCE(server, '') = COALESCE($4, '') AND COALESCE(disk, -1) = COALESCE($5, -1) \
                  AND (code NOT IN ",
                 own_things!(),
@@ -75,11 +114,10 @@ impl Catalog {
     ) -> Result<Vec<api::Event>, CatalogError> {
         let rows = self
             .all(
-                query(
-                    "SELECT number, time_ns, severity, code, server, disk, message, next_step FROM events \
-                     WHERE (severity = $1 OR severity = $2 OR severity = $3) \
-                     AND ($4 = '' OR server = $4) ORDER BY number DESC LIMIT $5",
-                )
+                query(select_events!(
+                    "WHERE (severity = $1 OR severity = $2 OR severity = $3) \
+                     AND ($4 = '' OR server = $4) ORDER BY number DESC LIMIT $5"
+                ))
                 .bind(severity_word(severity))
                 .bind(severity_word(severity.max(Severity::Warning)))
                 .bind(severity_word(Severity::Critical))
@@ -88,6 +126,103 @@ impl Catalog {
             )
             .await?;
         rows.iter().map(event_row).collect()
+    }
+
+    /// What wants attention, newest first, at most `limit`: of the events that are more than information
+    /// and were not acknowledged, the newest about each thing.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn attention(&self, limit: u32) -> Result<Vec<api::Event>, CatalogError> {
+        let statement = query(select_events!(concat!(
+            "WHERE number IN (SELECT MAX(number) FROM events \
+             WHERE acknowledged_ns IS NULL AND severity <> 'information' \
+             GROUP BY code, COALESCE(server, ''), COALESCE(disk, -1), \
+             CASE WHEN code IN ",
+            own_things!(),
+            " THEN message ELSE '' END) ORDER BY number DESC LIMIT $1"
+        )));
+        let rows = self.all(statement.bind(i64::from(limit))).await?;
+        rows.iter().map(event_row).collect()
+    }
+
+    /// The newest of these codes that was told of a server.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn newest_code(
+        &self,
+        server: ServerId,
+        codes: [&'static str; 5],
+    ) -> Result<Option<String>, CatalogError> {
+        let mut statement = query(
+            "SELECT code FROM events WHERE server = $1 AND code IN ($2, $3, $4, $5, $6) \
+             ORDER BY number DESC LIMIT 1",
+        )
+        .bind(server.to_string());
+        for code in codes {
+            statement = statement.bind(code);
+        }
+        self.optional(statement).await?.map(|row| row.text("code")).transpose()
+    }
+
+    /// Whether there is an event with this number.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn has_event(&self, number: u64) -> Result<bool, CatalogError> {
+        let statement = query("SELECT number FROM events WHERE number = $1").bind(bigint(number)?);
+        Ok(self.optional(statement).await?.is_some())
+    }
+
+    /// Notes that events were seen to; says how many had not been. What is known to be seen to stays so, with
+    /// whoever was first.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn acknowledge(
+        &self,
+        which: &Acknowledged<'_>,
+        by: &str,
+        now: Timestamp,
+    ) -> Result<u64, CatalogError> {
+        let mut transaction = self.begin().await?;
+        let now = time_ns(now)?;
+        let mut acknowledged = 0;
+        match which {
+            Acknowledged::Named(numbers) => {
+                for number in *numbers {
+                    let statement = query(acknowledge!(concat!(
+                        "number <= $3 AND EXISTS (SELECT 1 FROM events AS named WHERE named.number = $3 \
+                         AND named.code = events.code \
+                         AND COALESCE(named.server, '') = COALESCE(events.server, '') \
+                         AND COALESCE(named.disk, -1) = COALESCE(events.disk, -1) AND (named.code NOT IN ",
+                        own_things!(),
+                        " OR named.message = events.message))"
+                    )))
+                    .bind(now)
+                    .bind(by)
+                    .bind(bigint(*number)?);
+                    acknowledged += self.run(&mut transaction, statement).await?;
+                }
+            }
+            Acknowledged::UpTo(number) => {
+                let statement = query(acknowledge!("number <= $3")).bind(now).bind(by).bind(bigint(*number)?);
+                acknowledged += self.run(&mut transaction, statement).await?;
+            }
+            Acknowledged::Of { server, codes } => {
+                for code in *codes {
+                    let statement = query(acknowledge!("server = $3 AND code = $4"))
+                        .bind(now)
+                        .bind(by)
+                        .bind(server.to_string())
+                        .bind(*code);
+                    acknowledged += self.run(&mut transaction, statement).await?;
+                }
+            }
+        }
+        self.commit(transaction).await?;
+        Ok(acknowledged)
     }
 
     /// Notes that a process server was heard of, and when the agents behind it were.
@@ -176,5 +311,7 @@ fn event_row(row: &DatabaseRow) -> Result<api::Event, CatalogError> {
         disk: row.optional_integer("disk")?.map(|_| row.disk("disk")).transpose()?,
         message: row.text("message")?,
         next_step: row.text("next_step")?,
+        acknowledged: row.optional_time("acknowledged_ns")?,
+        acknowledged_by: row.optional_text("acknowledged_by")?,
     })
 }

@@ -31,6 +31,8 @@ pub struct RecoveryRow {
     pub begun: Timestamp,
     /// When its failover was made final.
     pub committed: Option<Timestamp>,
+    /// When an operator last had it stopped; none while it is to run.
+    pub stopped: Option<Timestamp>,
     /// The machine as it was started.
     pub spec: MachineSpec,
 }
@@ -38,15 +40,16 @@ pub struct RecoveryRow {
 macro_rules! select_recoveries {
     ($rest:literal) => {
         concat!(
-            "SELECT server, purpose, job, machine, volume, point, point_ns, begun_ns, committed_ns, spec \
-             FROM recoveries ",
+            "SELECT server, purpose, job, machine, volume, point, point_ns, begun_ns, committed_ns, \
+             stopped_ns, spec FROM recoveries ",
             $rest
         )
     };
 }
 
 impl Catalog {
-    /// Notes a server's machine, instead of the one that there was.
+    /// Notes a server's machine, instead of the one that there was. That it was stopped is noted by
+    /// [`Catalog::set_stopped`] alone.
     ///
     /// # Errors
     /// When the catalog fails.
@@ -56,7 +59,9 @@ impl Catalog {
              committed_ns, spec) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (server) \
              DO UPDATE SET purpose = excluded.purpose, job = excluded.job, machine = excluded.machine, \
              volume = excluded.volume, point = excluded.point, point_ns = excluded.point_ns, \
-             begun_ns = excluded.begun_ns, committed_ns = excluded.committed_ns, spec = excluded.spec",
+             begun_ns = excluded.begun_ns, committed_ns = excluded.committed_ns, spec = excluded.spec, \
+             stopped_ns = CASE WHEN recoveries.machine = excluded.machine \
+             THEN recoveries.stopped_ns END",
         )
         .bind(recovery.server.to_string())
         .bind(purpose_word(recovery.purpose))
@@ -68,6 +73,23 @@ impl Catalog {
         .bind(time_ns(recovery.begun)?)
         .bind(recovery.committed.map(time_ns).transpose()?)
         .bind(json_text("spec", &recovery.spec)?);
+        self.run_alone(statement).await.map(drop)
+    }
+
+    /// Notes when an operator had a server's machine stopped, if it is this one; `None` when it is to run.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn set_stopped(
+        &self,
+        server: ServerId,
+        machine: MachineId,
+        stopped: Option<Timestamp>,
+    ) -> Result<(), CatalogError> {
+        let statement = query("UPDATE recoveries SET stopped_ns = $3 WHERE server = $1 AND machine = $2")
+            .bind(server.to_string())
+            .bind(machine.to_string())
+            .bind(stopped.map(time_ns).transpose()?);
         self.run_alone(statement).await.map(drop)
     }
 
@@ -171,6 +193,7 @@ fn recovery_row(row: &DatabaseRow) -> Result<RecoveryRow, CatalogError> {
         point_time: row.time("point_ns")?,
         begun: row.time("begun_ns")?,
         committed: row.optional_time("committed_ns")?,
+        stopped: row.optional_time("stopped_ns")?,
         spec: row.json("spec")?,
     })
 }

@@ -7,7 +7,7 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use lifeboat_api::{
     ChangePoint, CleanUp, Console, ErrorBody, Failover, Hydrate, Job, LocalFormat, Machine, PlannedFailover,
-    Readiness, SshKey, Target, TargetSettings, TestFailover,
+    Readiness, SshKey, StopMachine, Target, TargetSettings, TestFailover,
 };
 use lifeboat_compute::{ComputeError, DiskFormat};
 use lifeboat_transport::{ApiError, OperatorPeer, StatusCode};
@@ -42,6 +42,8 @@ pub(super) fn routes() -> OpenApiRouter<VaultService> {
         .routes(routes!(retry))
         .routes(routes!(machines))
         .routes(routes!(machine))
+        .routes(routes!(start_machine))
+        .routes(routes!(stop_machine))
         .routes(routes!(console, write_console))
         .routes(routes!(screenshot))
         .routes(routes!(target, set_target))
@@ -280,6 +282,36 @@ async fn machine(
 struct From {
     /// The offset in bytes to begin at; 0 when absent.
     from: Option<u64>,
+}
+
+/// Starts a server's machine that is off, with its disks as it left them. Fine when it runs.
+#[utoipa::path(
+    post, path = "/v1/servers/{server}/machine/start", params(("server" = String, Path)),
+    responses((status = 200, body = Machine), (status = "default", body = ErrorBody))
+)]
+async fn start_machine(
+    State(service): State<VaultService>,
+    OperatorPeer(operator): OperatorPeer,
+    Path(server): Path<String>,
+) -> Result<Json<Machine>, ApiError> {
+    let server = service.vault.find_server(&server).await?;
+    Ok(Json(service.jobs.start_again(server, &operator).await?))
+}
+
+/// Stops a server's machine until it is started again, and does not wait for its guest. Fine when it is off.
+#[utoipa::path(
+    post, path = "/v1/servers/{server}/machine/stop", params(("server" = String, Path)),
+    request_body = StopMachine,
+    responses((status = 200, body = Machine), (status = "default", body = ErrorBody))
+)]
+async fn stop_machine(
+    State(service): State<VaultService>,
+    OperatorPeer(operator): OperatorPeer,
+    Path(server): Path<String>,
+    Json(body): Json<StopMachine>,
+) -> Result<Json<Machine>, ApiError> {
+    let server = service.vault.find_server(&server).await?;
+    Ok(Json(service.jobs.stop_machine(server, body.force, &operator).await?))
 }
 
 /// What a server's machine has written to its serial console.

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use lifeboat_api::{ErrorBody, Event, Point, Policy, Request, Server, Status, TakePoint};
+use lifeboat_api::{
+    AcknowledgeEvents, AcknowledgedEvents, ErrorBody, Event, Point, Policy, Request, Server, Status,
+    TakePoint,
+};
 use lifeboat_model::DiskNumber;
 use lifeboat_transport::{ApiError, OperatorPeer, StatusCode, Stopping};
 use lifeboat_wire::agent::CommandKind;
@@ -30,6 +33,7 @@ pub(super) fn routes() -> OpenApiRouter<VaultService> {
         .routes(routes!(resync))
         .routes(routes!(request))
         .routes(routes!(events))
+        .routes(routes!(acknowledge))
         .routes(routes!(set_policy))
         .routes(routes!(remove_disk))
 }
@@ -188,6 +192,19 @@ async fn events(
     };
     let limit = filter.limit.unwrap_or(EVENTS_DEFAULT).min(EVENTS_MAX);
     Ok(Json(service.vault.catalog().events(severity, server, limit).await.map_err(VaultError::from)?))
+}
+
+/// Notes that events were seen to: they want no attention any more.
+#[utoipa::path(
+    post, path = "/v1/events/acknowledge", request_body = AcknowledgeEvents,
+    responses((status = 200, body = AcknowledgedEvents), (status = "default", body = ErrorBody))
+)]
+async fn acknowledge(
+    State(service): State<VaultService>,
+    OperatorPeer(operator): OperatorPeer,
+    Json(body): Json<AcknowledgeEvents>,
+) -> Result<Json<AcknowledgedEvents>, ApiError> {
+    Ok(Json(service.vault.acknowledge(&body, &operator, service.now()).await?))
 }
 
 /// Replaces a server's policy. The agent has it within seconds.

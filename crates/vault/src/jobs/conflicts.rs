@@ -158,6 +158,12 @@ pub enum Conflict {
 }
 
 impl Conflict {
+    /// For a job that works on the server.
+    pub(super) fn under_way(job: &JobRow) -> Self {
+        let can_be_cancelled = check_cancel(job).is_ok();
+        Self::JobUnderWay { job: job.id, doing: job.request.sentence(), can_be_cancelled }
+    }
+
     /// A stable word for programs.
     #[must_use]
     pub const fn code(&self) -> &'static str {

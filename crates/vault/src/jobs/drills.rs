@@ -26,6 +26,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const PUT_OFF: SignedDuration = SignedDuration::from_hours(1);
 /// An operator is told of a drill that has not begun so long after it was due.
 const OVERDUE: SignedDuration = SignedDuration::from_hours(24);
+/// Why a server that has failed over is not drilled.
+const FAILED_OVER: &str = "it has failed over, and is drilled again when it is protected again";
 /// What an interval may be: at least an hour, at most a year.
 const EVERY_SECONDS: std::ops::RangeInclusive<u64> = 3_600..=366 * 86_400;
 
@@ -78,12 +80,14 @@ impl Jobs {
     }
 
     async fn schedule_view(&self, row: DrillScheduleRow) -> Result<api::DrillSchedule, JobError> {
+        let recovery = self.vault.catalog().recovery(row.server).await?;
+        let is_failed_over = recovery.is_some_and(|row| row.purpose == api::MachinePurpose::Failover);
         Ok(api::DrillSchedule {
             server: row.server,
             server_name: self.server_name(row.server).await?,
             every: row.every,
             next: row.due,
-            waiting: row.waiting,
+            waiting: if is_failed_over { Some(FAILED_OVER.to_owned()) } else { row.waiting },
             last: self.vault.last_drill(row.server).await?,
         })
     }
@@ -123,7 +127,7 @@ impl Jobs {
                 Err(JobError::Vault(VaultError::Catalog(error))) => return Err(error.into()),
                 Err(error) => {
                     put_off(&mut schedule, &error, now);
-                    self.tell_overdue(&mut schedule, now).await?;
+                    self.tell_overdue(&mut schedule, &error, now).await?;
                     None
                 }
             };
@@ -135,8 +139,14 @@ impl Jobs {
         Ok(None)
     }
 
-    async fn tell_overdue(&self, schedule: &mut DrillScheduleRow, now: Timestamp) -> Result<(), JobError> {
-        if schedule.told || now.duration_since(schedule.due) < OVERDUE {
+    async fn tell_overdue(
+        &self,
+        schedule: &mut DrillScheduleRow,
+        error: &JobError,
+        now: Timestamp,
+    ) -> Result<(), JobError> {
+        let is_failed_over = matches!(error, JobError::Conflict(Conflict::FailedOver { .. }));
+        if is_failed_over || schedule.told || now.duration_since(schedule.due) < OVERDUE {
             return Ok(());
         }
         let why = schedule.waiting.as_deref().unwrap_or_default();

@@ -8,7 +8,7 @@ use lifeboat_wire::event::{Event, Severity};
 use tokio::sync::watch;
 
 use super::{JobError, JobRequest, Jobs, Next, Order, Step};
-use crate::catalog::JobRow;
+use crate::catalog::{Acknowledged, JobRow};
 
 /// How long to wait until a catalog that failed is tried again.
 const CATALOG_RETRY: Duration = Duration::from_secs(5);
@@ -205,6 +205,11 @@ impl Jobs {
                 next_step,
             })
             .await?;
+        if job.state == JobState::Done || (job.state == JobState::Cancelled && !job.request.rolls_back()) {
+            let which = Acknowledged::Of { server: job.server, codes: settles(&job.request) };
+            let by = format!("job {}, {what}", job.id);
+            self.vault.catalog().acknowledge(&which, &by, (self.clock)()).await?;
+        }
         Ok(())
     }
 
@@ -215,14 +220,50 @@ impl Jobs {
     }
 }
 
-/// What a failover that failed leaves as it is, and what can be done about it.
+/// Codes of events that are of no concern any more when a job like this one is done, or cancelled after it failed.
+fn settles(request: &JobRequest) -> &'static [&'static str] {
+    match request {
+        JobRequest::Drill { .. } => &["drill_failed", "drill_overdue"],
+        JobRequest::CleanUp { .. } => &["clean_up_failed"],
+        JobRequest::Failover { .. }
+        | JobRequest::PlannedFailover { .. }
+        | JobRequest::ChangePoint { .. }
+        | JobRequest::Commit => {
+            &["failover_failed", "planned_failover_failed", "change_point_failed", "commit_failed"]
+        }
+        JobRequest::Hydrate { .. } => &["hydrate_failed"],
+    }
+}
+
+/// What a failover or a change of point that failed leaves as it is, and what can be done about it.
 fn what_stands(job: &JobRow) -> Option<String> {
-    let JobRequest::Failover { .. } = job.request else { return None };
+    let is_change = matches!(job.request, JobRequest::ChangePoint { .. });
+    if !is_change && !matches!(job.request, JobRequest::Failover { .. }) {
+        return None;
+    }
     let state = |step| job.steps.iter().find(|row| row.step == step).map(|row| row.state);
     let is_started = state(Step::StartMachine) == Some(StepState::Done);
     let is_fenced = matches!(state(Step::Fence), Some(StepState::Done | StepState::Failed));
+    let is_former_gone =
+        matches!(state(Step::RemoveFormerMachine), Some(StepState::Done | StepState::Failed));
     let id = job.id;
-    Some(if is_started {
+    Some(if is_started && is_change {
+        format!(
+            "The machine runs from the new point all the same: look at it (`lifeboat machine console`), then wait for it \
+             again with `lifeboat job retry {id}`, take another point with `lifeboat failover change-point`, or make it \
+             final as it is with `lifeboat failover commit`"
+        )
+    } else if is_change && is_former_gone {
+        format!(
+            "No machine runs meanwhile: go on with `lifeboat job retry {id}` when the cause is mended, or take another \
+             point with `lifeboat failover change-point`"
+        )
+    } else if is_change {
+        format!(
+            "The machine runs on from the point that it had: try again with `lifeboat job retry {id}`, or end it with \
+             `lifeboat job cancel {id}`"
+        )
+    } else if is_started {
         format!(
             "The machine runs all the same, and the source may send nothing: look at the machine (`lifeboat machine \
              console`), then wait for it again with `lifeboat job retry {id}`, take another point with `lifeboat failover \

@@ -160,6 +160,7 @@ impl Jobs {
             point_time,
             begun: (self.clock)(),
             committed: None,
+            stopped: None,
             spec: spec.clone(),
         };
         catalog.put_recovery(&recovery).await?;

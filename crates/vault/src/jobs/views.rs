@@ -224,7 +224,7 @@ impl Jobs {
         })
     }
 
-    async fn recovery(&self, server: ServerId) -> Result<RecoveryRow, JobError> {
+    pub(super) async fn recovery(&self, server: ServerId) -> Result<RecoveryRow, JobError> {
         match self.vault.catalog().recovery(server).await? {
             Some(row) => Ok(row),
             None => Err(unknown("machine of server", &self.server_name(server).await?, Vec::new()).into()),
@@ -267,6 +267,7 @@ impl Jobs {
             job: row.job,
             begun: row.begun,
             committed: row.committed,
+            stopped: row.stopped,
             cpus: row.spec.cpus,
             memory_mib: row.spec.memory_mib,
             forwards: forwards.into_iter().map(forward).collect(),

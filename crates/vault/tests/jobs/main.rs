@@ -16,6 +16,7 @@ mod hydration;
 mod libvirt;
 mod life;
 mod networks;
+mod power;
 mod site;
 mod ssh;
 #[allow(dead_code, reason = "shared with the tests of the vault")]

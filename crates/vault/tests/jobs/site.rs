@@ -4,17 +4,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lifeboat_api::{Job, JobState, Probe, TargetSettings};
+use lifeboat_api::{Job, JobState, MachineState, Probe, TargetSettings};
 use lifeboat_compute::{
     AccelerationChoice, LibvirtProvider, LibvirtSettings, Provider, QemuProvider, QemuSettings,
 };
 use lifeboat_model::{PointId, ServerId, Span};
 use lifeboat_vault::jobs::{Interruption, JobError, JobRequest, Jobs, Step};
 use lifeboat_vault::{NbdSettings, Store, Vault, Volumes};
+use rustix::process::{Pid, Signal, kill_process};
 use rustls::ServerConfig;
 use tempfile::TempDir;
 
-use crate::boot_sector::boot_sector;
+use crate::boot_sector::{boot_sector, obedient_boot_sector};
 use crate::support::{Counted, Files, PROCESS_SERVER, SERVER, at, describe, register, send};
 use lifeboat_wire::process_server::GrantRequest;
 
@@ -56,7 +57,7 @@ impl Site {
         let vault = Vault::create(&dir.path().join("state"), None, Counted::from(1), at(0)).await.unwrap();
         register(&vault, SERVER, "db1", 0).await;
         for (epoch, word) in [(1, "first"), (2, "second")] {
-            commit_guest(&vault, SERVER, epoch, &format!("{word} login: ")).await;
+            commit_guest(&vault, SERVER, epoch, boot_sector(&format!("{word} login: "))).await;
         }
         let site = Self::open(dir, Arc::new(vault), interruption, libvirt).await;
         site.jobs.set_target(SERVER, &target("login: ")).await.unwrap();
@@ -97,8 +98,40 @@ impl Site {
     /// Protects another server with one point, whose guest offers a login at once.
     pub async fn second_server(&self, server: ServerId, name: &str) {
         register(&self.vault, server, name, 0).await;
-        commit_guest(&self.vault, server, 1, "other login: ").await;
+        commit_guest(&self.vault, server, 1, boot_sector("other login: ")).await;
         self.jobs.set_target(server, &target("login: ")).await.unwrap();
+    }
+
+    /// A third point, whose guest says `third`, and shuts down when it is told to.
+    pub async fn obedient_guest(&self) {
+        commit_guest(&self.vault, SERVER, 3, obedient_boot_sector("third login: ")).await;
+    }
+
+    /// What wants attention: codes of events, the newest first.
+    pub async fn attention(&self) -> Vec<String> {
+        let events = self.vault.catalog().attention(10).await.unwrap();
+        events.into_iter().map(|event| event.code).collect()
+    }
+
+    /// Ends the process of the server's machine, as somebody who knows nothing of it.
+    pub async fn kill_machine(&self) {
+        let machine = self.jobs.machine(SERVER).await.unwrap();
+        let marker = format!("guest=lifeboat-{}", machine.id);
+        let is_its = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            // Machines of other tests have the same ids.
+            let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(&marker) && cwd.starts_with(self.dir.path())
+        };
+        let numbers = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+        let mut pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let pid = Pid::from_raw(pids.find(is_its).unwrap()).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+        let begun = std::time::Instant::now();
+        while self.jobs.machine(SERVER).await.unwrap().state == MachineState::Running {
+            assert!(begun.elapsed() < PATIENCE);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Stops the vault where it is, and starts it again.
@@ -273,10 +306,9 @@ impl Interruption for Once {
     }
 }
 
-/// Commits a point whose first disk boots and writes `text` to its serial port.
-async fn commit_guest(vault: &Vault, server: ServerId, epoch: u64, text: &str) {
+/// Commits a point whose first disk has this boot sector.
+async fn commit_guest(vault: &Vault, server: ServerId, epoch: u64, mut block: Vec<u8>) {
     let files = Files::counted();
-    let mut block = boot_sector(text);
     block.resize(4096, 0);
     let content = files.with_frames(server, 0, epoch, 0, &[block]);
     let file = describe(0, epoch, 0, &content);

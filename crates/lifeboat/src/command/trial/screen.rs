@@ -257,6 +257,8 @@ mod tests {
             disk: None,
             message: String::new(),
             next_step: String::new(),
+            acknowledged: None,
+            acknowledged_by: None,
         }
     }
 

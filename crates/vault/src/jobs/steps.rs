@@ -144,9 +144,10 @@ impl Jobs {
         job.work.compute = described(&capabilities);
         let one_at_a_time = self.placing.lock().await;
         let begun = catalog.recovery(job.server).await?.filter(|row| row.machine == job.work.machine);
-        let spec = match begun {
-            Some(recovery) => recovery.spec,
-            None => self.spec(job).await?,
+        let spec = match (begun, self.provider.status(job.work.machine).await?) {
+            (Some(recovery), MachineStatus::Running { .. }) => recovery.spec,
+            // Also when it could not be started before: what kept it from that may have been changed since.
+            _ => self.spec(job).await?,
         };
         let (point, point_time) = job.work.point.ok_or_else(no_point)?;
         // Its row first, so that it is known whatever happens.

@@ -92,7 +92,12 @@ async fn a_drill_that_cannot_begin_says_why_and_is_tried_later() {
 
     assert_eq!(site.run(failover("latest-processed")).await.state, JobState::Done);
     assert_eq!(site.look(due + hours(2000)).await, None);
-    assert!(site.schedule(SERVER).await.waiting.unwrap().contains("has failed over"));
+    assert!(
+        site.schedule(SERVER).await.waiting.unwrap().contains("drilled again when it is protected again")
+    );
+    let events =
+        site.vault.catalog().events(lifeboat_wire::event::Severity::Warning, None, 10).await.unwrap();
+    assert_eq!(told(&events), 1, "nobody waits for that drill: {events:?}");
     site.end().await;
 }
 

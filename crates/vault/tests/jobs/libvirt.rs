@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use lifeboat_api::{JobState, MachineState};
-use lifeboat_vault::jobs::JobRequest;
+use lifeboat_vault::jobs::{JobRequest, StartedAgain};
 
 use crate::daemon::Daemon;
 use crate::site::{Site, drill, failover};
@@ -29,6 +30,20 @@ async fn a_drill_and_a_failover_through_libvirt_end_as_everywhere() {
     site.jobs.resume().await.unwrap();
     assert_eq!(site.jobs.machine(SERVER).await.unwrap().state, MachineState::Running);
     assert!(site.console().await.contains("second login: "));
+
+    // An operator's stop is kept; one by other hands is told, and nobody works against them.
+    site.jobs.stop_machine(SERVER, true, "jane").await.unwrap();
+    site.jobs.look_at_machines(&mut StartedAgain::new(), Timestamp::now()).await.unwrap();
+    assert_eq!(site.jobs.machine(SERVER).await.unwrap().state, MachineState::Off);
+    let machine = site.jobs.start_again(SERVER, "jane").await.unwrap();
+    site.until_console("second login: ", 2).await;
+    assert_eq!(site.attention().await, [""; 0]);
+    let domain = daemon.virsh(&["list", "--name"]).1.trim().to_owned();
+    assert!(daemon.virsh(&["destroy", &domain]).0, "{domain} of {}", machine.id);
+    site.jobs.look_at_machines(&mut StartedAgain::new(), Timestamp::now()).await.unwrap();
+    assert_eq!(site.jobs.machine(SERVER).await.unwrap().state, MachineState::Off);
+    assert_eq!(site.attention().await, ["machine_off"]);
+
     let first = site.points().await[0].to_string();
     let job = site.run(JobRequest::ChangePoint { point: first }).await;
     assert_eq!(job.state, JobState::Done, "{job:#?}");

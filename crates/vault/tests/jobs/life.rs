@@ -140,6 +140,21 @@ async fn a_failover_whose_machine_does_not_come_up_stands_and_says_what_can_be_d
     assert!(message.contains(&format!("lifeboat job retry {}", job.id)), "{message}");
     assert_eq!(site.jobs.machine(SERVER).await.unwrap().state, MachineState::Running);
     assert!(site.vault.fenced_since(SERVER).await.unwrap().is_some());
+
+    // A change of point too says what stands, wherever it fails.
+    let change = || JobRequest::ChangePoint { point: "latest-processed".into() };
+    let message = site.run(change()).await.message.unwrap();
+    assert!(message.contains("The machine runs from the new point all the same"), "{message}");
+    let mut too_large = target("login: ");
+    too_large.memory_mib = Some(1 << 20);
+    site.jobs.set_target(SERVER, &too_large).await.unwrap();
+    let message = site.run(change()).await.message.unwrap();
+    assert!(message.contains("No machine runs meanwhile: go on with `lifeboat job retry"), "{message}");
+    site.jobs.set_target(SERVER, &target("login: ")).await.unwrap();
+    let job = site.jobs.list(Some(SERVER), 1).await.unwrap().remove(0);
+    site.jobs.retry(job.id).await.unwrap();
+    assert_eq!(site.end_of(&job).await.state, JobState::Done);
+    assert_eq!(site.attention().await, [""; 0], "what failed before is of no concern");
     assert_eq!(site.run(JobRequest::Commit).await.state, JobState::Done);
     site.end().await;
 }

@@ -75,7 +75,8 @@ fn test(arguments: &[String]) -> Outcome {
     packages::need_root("the tests attach loop devices and load eBPF programs")?;
     // The end-to-end tests run the real programs, which `cargo test` alone does not always build.
     process::run("cargo", ["build", "--workspace", "--bins"])?;
-    let mut words = vec!["test".to_owned(), "--workspace".to_owned()];
+    // All of them, whatever fails: a run takes long.
+    let mut words = ["test", "--workspace", "--no-fail-fast"].map(str::to_owned).to_vec();
     words.extend_from_slice(arguments);
     process::run("cargo", words)
 }

@@ -151,9 +151,9 @@ pub struct Machine {
 
 /// How a machine is stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct StopMachine {
     /// Its power is taken away at once. Otherwise its guest is asked to shut down, as by a power button.
-    #[serde(default)]
     pub force: bool,
 }
 

@@ -87,6 +87,7 @@ pub struct Event {
 
 /// Events that were seen to: those that are named, or all up to one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct AcknowledgeEvents {
     /// Numbers of events. What happened before about the same things is seen to as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

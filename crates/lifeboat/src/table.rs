@@ -39,33 +39,3 @@ pub fn print_table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) {
 pub fn time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
-
-/// Milliseconds as a person says them: `850 ms`, `4.2 s`, `3 min 20 s`, `5 h 10 min`.
-pub fn milliseconds(ms: u64) -> String {
-    match ms {
-        0..1_000 => format!("{ms} ms"),
-        1_000..60_000 => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
-        60_000..3_600_000 => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1_000),
-        3_600_000..172_800_000 => format!("{} h {} min", ms / 3_600_000, ms % 3_600_000 / 60_000),
-        _ => format!("{} d {} h", ms / 86_400_000, ms % 86_400_000 / 3_600_000),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_are_said_as_a_person_says_them() {
-        for (ms, text) in [
-            (0, "0 ms"),
-            (999, "999 ms"),
-            (4_250, "4.2 s"),
-            (200_000, "3 min 20 s"),
-            (18_600_000, "5 h 10 min"),
-            (180_000_000, "2 d 2 h"),
-        ] {
-            assert_eq!(milliseconds(ms), text);
-        }
-    }
-}

@@ -91,6 +91,23 @@ impl From<Span> for String {
     }
 }
 
+/// A time that something took, shown as a person says it: `4.2 s`, `3 min 20 s`, `2 d 2 h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Milliseconds(pub u64);
+
+impl fmt::Display for Milliseconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.0;
+        f.pad(&match ms {
+            0..1_000 => format!("{ms} ms"),
+            1_000..60_000 => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
+            60_000..3_600_000 => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1_000),
+            3_600_000..172_800_000 => format!("{} h {} min", ms / 3_600_000, ms % 3_600_000 / 60_000),
+            _ => format!("{} d {} h", ms / 86_400_000, ms % 86_400_000 / 3_600_000),
+        })
+    }
+}
+
 /// An amount of bytes, shown with a binary unit: `1.5 GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteCount(pub u64);
@@ -130,6 +147,21 @@ mod tests {
         for text in ["", "5", "s", "-1s", "1.5h", "5 s", "99999999999999999d", "5w"] {
             assert!(text.parse::<Span>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn times_are_said_as_a_person_says_them() {
+        for (ms, text) in [
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (4_250, "4.2 s"),
+            (200_000, "3 min 20 s"),
+            (18_600_000, "5 h 10 min"),
+            (180_000_000, "2 d 2 h"),
+        ] {
+            assert_eq!(Milliseconds(ms).to_string(), text);
+        }
+        assert_eq!(format!("{:>8}", Milliseconds(999)), "  999 ms");
     }
 
     #[test]

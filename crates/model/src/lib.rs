@@ -23,7 +23,7 @@ pub use copy_identity::{
     CopyIdentity, CopyIdentityError, Purpose, SMBIOS_MANUFACTURER, SMBIOS_PRODUCT, is_recovery_copy,
 };
 pub use digest::{BlockDigest, Digest};
-pub use human::{ByteCount, Span, SpanError};
+pub use human::{ByteCount, Milliseconds, Span, SpanError};
 pub use id::{
     DiskNumber, Epoch, IdError, JobId, MachineId, NetworkId, Part, PointId, ServerId, VaultId, VolumeId,
 };

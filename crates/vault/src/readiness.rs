@@ -8,7 +8,7 @@ mod guest;
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_api::{DiskBus, Finding, Firmware, NetworkCard, Protection, ReadinessVerdict, Server, Target};
 use lifeboat_compute::{Acceleration, Capabilities};
-use lifeboat_model::ByteCount;
+use lifeboat_model::{ByteCount, Milliseconds};
 use lifeboat_wire::facts::{FileSystem, ServerFacts};
 
 use crate::catalog::FactsRow;
@@ -108,20 +108,14 @@ fn points(observed: &Observed<'_>) -> Vec<Finding> {
     let reason = server.reason.as_ref().map(|reason| format!(" {reason}")).unwrap_or_default();
     vec![remark(
         "point_old",
-        format!("The newest recovery point is {} old, gated by {}.{reason}", span(rpo.age_ms), rpo.gated_by),
+        format!(
+            "The newest recovery point is {} old, gated by {}.{reason}",
+            Milliseconds(rpo.age_ms),
+            rpo.gated_by
+        ),
         "A failover would lose everything that was written since.",
         format!("Mend what holds it up: lifeboat server show {name}, lifeboat event list --server {name}."),
     )]
-}
-
-/// Milliseconds as a person says them.
-fn span(ms: u64) -> String {
-    match ms / 1000 {
-        seconds @ 0..120 => format!("{seconds} s"),
-        seconds @ 120..7200 => format!("{} min", seconds / 60),
-        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} days", seconds / 86_400),
-    }
 }
 
 fn host(observed: &Observed<'_>) -> Vec<Finding> {
@@ -159,8 +153,8 @@ fn emulated(observed: &Observed<'_>, why_not_kvm: &str) -> Finding {
     let (least, most) = EMULATION_SLOWER;
     let boot_ms = observed.facts.and_then(|row| row.facts.boot_ms.known().copied());
     let boot = boot_ms.map(|ms| {
-        let (from, to) = (span(ms.saturating_mul(least)), span(ms.saturating_mul(most)));
-        format!(" Its start takes {} here and may take {from} to {to} there.", span(ms))
+        let (from, to) = (Milliseconds(ms.saturating_mul(least)), Milliseconds(ms.saturating_mul(most)));
+        format!(" Its start takes {} here and may take {from} to {to} there.", Milliseconds(ms))
     });
     let within_ms = observed.target.up_within.duration().as_millis();
     let name = &observed.server.name;
@@ -267,7 +261,7 @@ fn age_of_facts(observed: &Observed<'_>, row: &FactsRow) -> Option<Finding> {
             "facts_old",
             format!(
                 "What is known of the server is {} old.",
-                span(u64::try_from(age.as_millis()).unwrap_or(0))
+                Milliseconds(u64::try_from(age.as_millis()).unwrap_or(0))
             ),
             "It may have changed since.",
             "See that its agent runs and reaches the process server: systemctl status lifeboat-agent.".into(),

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_capture::CapturedPoint;
-use lifeboat_model::{Epoch, Part, PointKind, ReplicationPolicy, Span};
+use lifeboat_model::{BlockSet, Epoch, Extent, Part, PointId, PointKind, ReplicationPolicy, Span};
 use lifeboat_wire::agent::{
-    Assignment, CaptureFigures, CaptureMode, Command, CommandKind, DiskState, Outcome,
+    Assignment, CaptureFigures, CaptureMode, Command, CommandKind, DiskState, Outcome, SealPoint,
 };
 
 use super::disk::{Decision, decide};

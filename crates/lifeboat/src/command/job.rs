@@ -4,12 +4,13 @@ use std::path::Path;
 
 use lifeboat_api::{DrillReport, Job, JobKind, JobState, JobStep, StepState};
 use lifeboat_client::Vault;
+use lifeboat_model::Milliseconds;
 
 use crate::arguments::{JobCommand, Output, SiteArguments};
 use crate::command::report;
 use crate::failure::{Answer, Failure};
 use crate::site;
-use crate::table::{milliseconds, print_json, print_line, print_table, time};
+use crate::table::{print_json, print_line, print_table, time};
 
 pub async fn run(arguments: &SiteArguments, command: JobCommand) -> Result<Answer, Failure> {
     let vault = site::connect(arguments)?;
@@ -157,15 +158,15 @@ fn what_next(job: &Job) -> Option<String> {
 
 fn print_drill(drill: &DrillReport) {
     print_line(&drill.verdict);
-    let age = milliseconds(drill.point_age_ms);
+    let age = Milliseconds(drill.point_age_ms);
     print_line(&format!("  point            {} of {}, {age} old", drill.point, time(drill.point_time)));
     print_line(&format!("  ran on           {}", drill.compute));
     if let Some(ms) = drill.first_instruction_ms {
-        print_line(&format!("  first step after {}", milliseconds(ms)));
+        print_line(&format!("  first step after {}", Milliseconds(ms)));
     }
     for probe in &drill.probes {
         let found = match (probe.passed, probe.after_ms, &probe.message) {
-            (true, Some(ms), _) => format!("passed after {}", milliseconds(ms)),
+            (true, Some(ms), _) => format!("passed after {}", Milliseconds(ms)),
             (true, None, _) => "passed".to_owned(),
             (false, _, Some(why)) => format!("not passed: {why}"),
             (false, _, None) => "not passed".to_owned(),

@@ -1,12 +1,12 @@
 //! `lifeboat point …`.
 
 use lifeboat_api::{Point, RequestState};
-use lifeboat_model::ByteCount;
+use lifeboat_model::{ByteCount, Milliseconds};
 
 use crate::arguments::{Output, PointCommand, SiteArguments};
 use crate::failure::{Answer, Failure};
 use crate::site;
-use crate::table::{milliseconds, print_json, print_line, print_table, time};
+use crate::table::{print_json, print_line, print_table, time};
 use crate::waiting::{self, Patience};
 
 pub async fn run(arguments: &SiteArguments, command: PointCommand) -> Result<Answer, Failure> {
@@ -64,7 +64,7 @@ fn print_points(points: &[Point]) {
                 point.kind.to_string(),
                 epochs.join(" "),
                 ByteCount(point.bytes).to_string(),
-                milliseconds(point.capture_us / 1000),
+                Milliseconds(point.capture_us / 1000).to_string(),
                 format!("{} us", point.window_us),
             ]
         })

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use lifeboat_api::{DrillReport, Job, JobStep, PreviousDrill};
+use lifeboat_model::Milliseconds;
 
-use crate::table::{milliseconds, time};
+use crate::table::time;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;\
 color:#1b1f24;background:#fff}h1{font-size:1.6rem}.up{color:#116329}.down{color:#a40e26}table{border-collapse:\
@@ -25,14 +26,14 @@ pub fn page(job: &Job, drill: &DrillReport) -> String {
     );
     let point = format!("{} of {} UTC, {}-consistent", drill.point, time(drill.point_time), drill.point_kind);
     row(&mut page, "Recovery point", &point);
-    row(&mut page, "Its age when the drill began", &milliseconds(drill.point_age_ms));
+    row(&mut page, "Its age when the drill began", &Milliseconds(drill.point_age_ms).to_string());
     row(&mut page, "Begun", &format!("{} UTC", time(job.begun)));
     row(&mut page, "Ran on", &drill.compute);
     if let Some(ms) = drill.first_instruction_ms {
-        row(&mut page, "First instruction after", &milliseconds(ms));
+        row(&mut page, "First instruction after", &Milliseconds(ms).to_string());
     }
     if let Some(ms) = drill.boot_ms {
-        row(&mut page, "Up after", &milliseconds(ms));
+        row(&mut page, "Up after", &Milliseconds(ms).to_string());
     }
     if let Some(before) = &drill.previous {
         row(&mut page, "The drill before", &format!("{} UTC: {}", time(before.begun), end_of(before)));
@@ -49,14 +50,14 @@ pub fn page(job: &Job, drill: &DrillReport) -> String {
     }
     page.push_str("</table>\n<h2>Probes</h2>\n<table>\n");
     for probe in &drill.probes {
-        let after = probe.after_ms.map(|ms| format!(" after {}", milliseconds(ms))).unwrap_or_default();
+        let after = probe.after_ms.map(|ms| format!(" after {}", Milliseconds(ms))).unwrap_or_default();
         let why = probe.message.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
         let found = if probe.passed { format!("passed{after}") } else { format!("not passed{why}") };
         row(&mut page, &probe.probe, &found);
     }
     page.push_str("</table>\n<h2>Steps</h2>\n<table>\n");
     for step in &job.steps {
-        let took = took(step).unwrap_or_default();
+        let took = took(step).map(|took| took.to_string()).unwrap_or_default();
         let message = step.message.as_deref().unwrap_or_default();
         let [name, took, message] = [&step.name, &took, message].map(escape);
         let _ = writeln!(page, "<tr><th>{name}</th><td class=\"took\">{took}</td><td>{message}</td></tr>");
@@ -110,13 +111,13 @@ fn pass_command(text: &mut std::str::Chars<'_>) {
 
 /// How the drill before went.
 pub fn end_of(before: &PreviousDrill) -> String {
-    before.boot_ms.map_or_else(|| "did not come up".to_owned(), |ms| format!("up after {}", milliseconds(ms)))
+    before.boot_ms.map_or_else(|| "did not come up".to_owned(), |ms| format!("up after {}", Milliseconds(ms)))
 }
 
 /// How long a step took, once it has ended.
-pub fn took(step: &JobStep) -> Option<String> {
+pub fn took(step: &JobStep) -> Option<Milliseconds> {
     let (begun, ended) = step.begun.zip(step.ended)?;
-    Some(milliseconds(u64::try_from(ended.duration_since(begun).as_millis()).unwrap_or(0)))
+    Some(Milliseconds(u64::try_from(ended.duration_since(begun).as_millis()).unwrap_or(0)))
 }
 
 fn row(page: &mut String, head: &str, text: &str) {

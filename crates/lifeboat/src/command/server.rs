@@ -4,13 +4,13 @@ use lifeboat_api::{
     CopyProgress, Facts, Firmware, Policy, PolicyRule, PreviousDrill, Protection, RequestState, Server,
     VerifyKind,
 };
-use lifeboat_model::ByteCount;
+use lifeboat_model::{ByteCount, Milliseconds};
 
 use crate::arguments::{Output, ServerCommand, SiteArguments};
 use crate::command::status::print_servers;
 use crate::failure::{Answer, Failure};
 use crate::site;
-use crate::table::{milliseconds, print_json, print_line, time};
+use crate::table::{print_json, print_line, time};
 use crate::waiting::{self, Patience};
 
 pub async fn run(arguments: &SiteArguments, command: ServerCommand) -> Result<Answer, Failure> {
@@ -97,7 +97,7 @@ pub fn state_word(state: Protection) -> &'static str {
 /// How a drill ended, in a few words.
 pub fn drill_end(drill: &PreviousDrill) -> String {
     match (drill.up, drill.boot_ms) {
-        (true, Some(ms)) => format!("up after {}", milliseconds(ms)),
+        (true, Some(ms)) => format!("up after {}", Milliseconds(ms)),
         (true, None) => "came up".to_owned(),
         (false, _) => "did NOT come up".to_owned(),
     }
@@ -106,7 +106,7 @@ pub fn drill_end(drill: &PreviousDrill) -> String {
 /// One line about a running copy.
 pub fn copy_line(copy: &CopyProgress) -> String {
     let percent = copy.done_bytes.saturating_mul(100) / copy.total_bytes.max(1);
-    let left = copy.left_seconds.map(|s| format!(", {} left", milliseconds(s * 1000))).unwrap_or_default();
+    let left = copy.left_seconds.map(|s| format!(", {} left", Milliseconds(s * 1000))).unwrap_or_default();
     format!(
         "{percent} % of {}, {}/s{left}, {} sent",
         ByteCount(copy.total_bytes),
@@ -123,13 +123,13 @@ fn print_server(server: &Server) {
     print_line(&format!("Capture    {}{why}", server.capture.mode));
     // Of a server that runs here, the source sends nothing, which is as it should be.
     if let Some(rpo) = server.rpo.as_ref().filter(|_| server.state != Protection::FailedOver) {
-        print_line(&format!("RPO        {}, gated by {}", milliseconds(rpo.age_ms), rpo.gated_by));
+        print_line(&format!("RPO        {}, gated by {}", Milliseconds(rpo.age_ms), rpo.gated_by));
         print_line(&format!(
             "           capture {}, queue {}, transfer {}, commit {}",
-            milliseconds(rpo.capture_ms),
-            milliseconds(rpo.queue_ms),
-            milliseconds(rpo.transfer_ms),
-            milliseconds(rpo.commit_ms)
+            Milliseconds(rpo.capture_ms),
+            Milliseconds(rpo.queue_ms),
+            Milliseconds(rpo.transfer_ms),
+            Milliseconds(rpo.commit_ms)
         ));
     }
     if let Some(point) = &server.newest_point {
@@ -190,7 +190,7 @@ fn print_facts(facts: &Facts) {
         facts.memory_bytes.map(|bytes| format!("{} of memory", ByteCount(bytes))),
         firmware,
         facts.root.as_ref().map(|root| format!("root {root}")),
-        facts.boot_ms.map(|ms| format!("starts in {}", milliseconds(ms))),
+        facts.boot_ms.map(|ms| format!("starts in {}", Milliseconds(ms))),
     ];
     print_line(&format!("System     {}", parts.into_iter().flatten().collect::<Vec<_>>().join(", ")));
     for interface in &facts.interfaces {

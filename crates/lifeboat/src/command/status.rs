@@ -1,11 +1,11 @@
 //! `lifeboat status`.
 
 use lifeboat_api::{Server, Status};
-use lifeboat_model::ByteCount;
+use lifeboat_model::{ByteCount, Milliseconds};
 
 use crate::arguments::{Output, SiteArguments};
 use crate::failure::{Answer, Failure};
-use crate::table::{milliseconds, print_json, print_line, print_table, time};
+use crate::table::{print_json, print_line, print_table, time};
 use crate::{command::server::state_word, site};
 
 pub async fn status(arguments: &SiteArguments) -> Result<Answer, Failure> {
@@ -77,7 +77,7 @@ pub fn print_servers(servers: &[Server]) {
                 server.name.clone(),
                 server.id.to_string(),
                 state_word(server.state).to_owned(),
-                rpo.map_or_else(|| "-".to_owned(), |rpo| milliseconds(rpo.age_ms)),
+                rpo.map_or_else(|| "-".to_owned(), |rpo| Milliseconds(rpo.age_ms).to_string()),
                 newest.map_or_else(|| "-".to_owned(), |point| format!("{} {}", time(point.time), point.kind)),
                 ByteCount(server.disks.iter().map(|disk| disk.waiting_bytes).sum()).to_string(),
                 ByteCount(server.stored_bytes).to_string(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use lifeboat_api::DrillReport;
 use lifeboat_compute::{Attachment, DiskBus, Firmware, MachineDisk, MachineSpec, Nic, NicModel};
+use lifeboat_model::Milliseconds;
 
 /// Two starts are told apart when one took this part more than the other, in percent, and this many milliseconds.
 const SLOWER_PERCENT: u64 = 125;
@@ -54,8 +55,8 @@ fn outcome(now: &DrillReport, before: &DrillReport, found: &mut Vec<String>) {
         if more >= less + SLOWER_MS && more * 100 > less * SLOWER_PERCENT {
             found.push(format!(
                 "The machine was up after {}; before after {}.",
-                seconds(now),
-                seconds(before)
+                Milliseconds(now),
+                Milliseconds(before)
             ));
         }
     }
@@ -76,10 +77,6 @@ fn probes(now: &DrillReport, before: &DrillReport, found: &mut Vec<String>) {
     }
     let gone = before.keys().filter(|probe| !now.contains_key(*probe));
     found.extend(gone.map(|probe| format!("{probe}: is not probed any more.")));
-}
-
-fn seconds(ms: u64) -> String {
-    format!("{}.{} s", ms / 1_000, ms % 1_000 / 100)
 }
 
 const fn firmware(firmware: Firmware) -> &'static str {

@@ -48,8 +48,8 @@ struct Told<'a> {
 }
 
 impl Jobs {
-    /// Starts a server's machine that is off. It has its disks as it left them, and processors and memory as its
-    /// target says now. Fine when it runs.
+    /// Starts a server's machine that is off. It has its disks as it left them, and as many processors and as much
+    /// memory as an operator has set by now, or as before. Fine when it runs.
     ///
     /// # Errors
     /// When there is no machine, a job starts or removes it, or catalog or provider fail.
@@ -60,8 +60,10 @@ impl Jobs {
         if let MachineStatus::Off { .. } | MachineStatus::Absent =
             self.provider.status(recovery.machine).await?
         {
-            let target = self.derived(server, recovery.purpose).await?.target;
-            (recovery.spec.cpus, recovery.spec.memory_mib) = (target.cpus, target.memory_mib);
+            // Not what would be derived now: that depends on how much memory is free at the moment.
+            let set = catalog.target(server).await?.unwrap_or_default();
+            recovery.spec.cpus = set.cpus.unwrap_or(recovery.spec.cpus);
+            recovery.spec.memory_mib = set.memory_mib.unwrap_or(recovery.spec.memory_mib);
             catalog.put_recovery(&recovery).await?;
             if let Err(error) = self.provider.start(&recovery.spec).await {
                 return Err(self.with_drills(server, error).await);

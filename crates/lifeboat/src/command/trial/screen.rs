@@ -5,12 +5,12 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use lifeboat_api::{Event, Protection, Server};
-use lifeboat_model::{ByteCount, DiskNumber, PointId};
+use lifeboat_model::{ByteCount, DiskNumber, Milliseconds, PointId};
 use serde_json::{Value, json};
 
 use super::Layout;
 use crate::command::server::{copy_line, state_word};
-use crate::table::{milliseconds, print_line, time};
+use crate::table::{print_line, time};
 
 /// On a terminal: home, and clear from there. Drawn over, not scrolled.
 const CLEAR: &str = "\x1b[H\x1b[J";
@@ -160,13 +160,13 @@ impl Screen {
         }
         lines.push(String::new());
         if let Some(rpo) = server.rpo.as_ref().filter(|_| server.state != Protection::FailedOver) {
-            lines.push(format!("RPO now {:>8}   gated by {}", milliseconds(rpo.age_ms), rpo.gated_by));
+            lines.push(format!("RPO now {:>8}   gated by {}", Milliseconds(rpo.age_ms), rpo.gated_by));
             lines.push(format!(
                 "        capture {} · queue {} · transfer {} · commit {}",
-                milliseconds(rpo.capture_ms),
-                milliseconds(rpo.queue_ms),
-                milliseconds(rpo.transfer_ms),
-                milliseconds(rpo.commit_ms)
+                Milliseconds(rpo.capture_ms),
+                Milliseconds(rpo.queue_ms),
+                Milliseconds(rpo.transfer_ms),
+                Milliseconds(rpo.commit_ms)
             ));
         }
         if let Some(point) = &server.newest_point {
@@ -219,7 +219,7 @@ impl Screen {
             let rpo = server
                 .rpo
                 .as_ref()
-                .map_or_else(String::new, |rpo| format!(", committed after {}", milliseconds(rpo.age_ms)));
+                .map_or_else(String::new, |rpo| format!(", committed after {}", Milliseconds(rpo.age_ms)));
             let line = format!(
                 "{} UTC  point {} {} {}{rpo}",
                 time(point.time),

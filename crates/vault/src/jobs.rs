@@ -30,7 +30,7 @@ mod steps;
 mod up;
 mod views;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -119,6 +119,8 @@ pub struct Jobs {
     placing: tokio::sync::Mutex<()>,
     /// Held while it is decided whether a job may begin.
     beginning: tokio::sync::Mutex<()>,
+    /// Servers whose machines are being switched on or off.
+    switching: Mutex<BTreeSet<ServerId>>,
     at_work: Mutex<BTreeMap<JobId, watch::Sender<Order>>>,
 }
 
@@ -145,7 +147,8 @@ impl Jobs {
         let vault = Arc::clone(volumes.vault());
         let ssh = SshIdentity::new(vault.state_path(), vault.id());
         let (placing, beginning) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
-        let (limits, hydration, at_work) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (limits, hydration) = (Mutex::default(), Mutex::default());
+        let (switching, at_work) = (Mutex::default(), Mutex::default());
         Arc::new(Self {
             vault,
             volumes,
@@ -157,6 +160,7 @@ impl Jobs {
             hydration,
             placing,
             beginning,
+            switching,
             at_work,
         })
     }
@@ -183,7 +187,7 @@ impl Jobs {
     /// When the catalog fails.
     pub async fn resume(self: &Arc<Self>) -> Result<(), JobError> {
         let under_way = self.vault.catalog().jobs_under_way().await?;
-        self.start_all_again(&under_way).await?;
+        self.start_all_again().await?;
         for job in under_way {
             tracing::info!(job = %job.id, "goes on with a job of before the restart");
             self.work_on(job);
@@ -214,8 +218,14 @@ impl Jobs {
             }
             return Err(Conflict::under_way(job).into());
         }
+        self.refuse_while_switched(server)?;
         let recovery = catalog.recovery(server).await?;
         conflicts::check(&request, recovery.as_ref())?;
+        if !request.starts_or_removes()
+            && let Some(why) = self.in_hand(server).await?
+        {
+            return Err(why.into());
+        }
         // Looked for now, so that a wrong name is refused at once and not by a failed job; and a server without any
         // point before its source is fenced for nothing.
         if let Some(text) = request.point().or(request.makes_machine().then_some(LATEST[0])) {
@@ -275,6 +285,8 @@ impl Jobs {
         let _guard = self.beginning.lock().await;
         let mut row = self.row(job).await?;
         conflicts::check_cancel(&row)?;
+        self.refuse_while_switched(row.server)?;
+        conflicts::check_undo(&row, self.vault.catalog().recovery(row.server).await?.as_ref())?;
         self.vault.catalog().set_cancel(job, true).await?;
         row.cancel = true;
         if let Some(order) = self.at_work().get(&job) {
@@ -297,11 +309,13 @@ impl Jobs {
         let _guard = self.beginning.lock().await;
         let mut row = self.row(job).await?;
         conflicts::check_retry(&row)?;
+        self.refuse_while_switched(row.server)?;
         let newest = self.vault.catalog().jobs(Some(row.server), 1).await?;
         if let Some(newer) = newest.into_iter().find(|newest| newest.id != job) {
             return Err(Conflict::Overtaken { job, newer: newer.id }.into());
         }
         (row.state, row.ended, row.message) = (lifeboat_api::JobState::Running, None, None);
+        row.work.awaited_since = Some((self.clock)());
         self.vault.catalog().update_job(&row).await?;
         self.work_on(row.clone());
         Ok(row)

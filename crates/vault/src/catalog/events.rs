@@ -12,7 +12,8 @@ use super::row::{RowValues, bigint, time_ns};
 
 /// So many events are kept, the newest.
 const EVENTS_MAX: i64 = 10_000;
-/// The same thing within this time is told once, unless it was seen to meanwhile.
+/// The same thing within this time is told once, unless it was seen to meanwhile, or is about a machine's power:
+/// going off, on and off again within it are three things.
 const REPEATED_WITHIN: SignedDuration = SignedDuration::from_secs(60);
 
 /// What a reader sees of an event.
@@ -37,7 +38,7 @@ macro_rules! acknowledge {
     };
 }
 
-/// Of these each message is a thing of its own: they name what they are about.
+/// Of these, and of what is about no server, each message is a thing of its own: they name what they are about.
 macro_rules! own_things {
     () => {
         "('stored_file_damaged', 'volume_opened', 'volume_closed', 'vault_started', \
@@ -57,7 +58,7 @@ pub enum Acknowledged<'a> {
         /// The server.
         server: ServerId,
         /// The codes.
-        codes: &'a [&'static str],
+        codes: &'a [&'a str],
     },
 }
 
@@ -78,11 +79,12 @@ impl Catalog {
                 "INSERT INTO events (number, time_ns, severity, code, server, disk, message, next_step) \
                  SELECT (SELECT COALESCE(MAX(number), 0) + 1 FROM events), $1, $2, $3, $4, $5, $6, $7 \
                  WHERE NOT EXISTS (SELECT 1 FROM events WHERE code = $3 AND severity = $2 \
-                 AND time_ns > $8 AND time_ns < $9 AND (acknowledged_ns IS NULL OR time_ns = $1) \
+                 AND time_ns > $8 AND time_ns < $9 \
+                 AND (time_ns = $1 OR (acknowledged_ns IS NULL AND code NOT LIKE 'machine%')) \
                  AND COALESCE(server, '') = COALESCE($4, '') AND COALESCE(disk, -1) = COALESCE($5, -1) \
-                 AND (code NOT IN ",
+                 AND (message = $6 OR (server IS NOT NULL AND code NOT IN ",
                 own_things!(),
-                " OR message = $6))",
+                ")))",
             ))
             .bind(time_ns(event.time)?)
             .bind(severity_word(event.severity))
@@ -138,7 +140,7 @@ impl Catalog {
             "WHERE number IN (SELECT MAX(number) FROM events \
              WHERE acknowledged_ns IS NULL AND severity <> 'information' \
              GROUP BY code, COALESCE(server, ''), COALESCE(disk, -1), \
-             CASE WHEN code IN ",
+             CASE WHEN server IS NULL OR code IN ",
             own_things!(),
             " THEN message ELSE '' END) ORDER BY number DESC LIMIT $1"
         )));
@@ -146,7 +148,7 @@ impl Catalog {
         rows.iter().map(event_row).collect()
     }
 
-    /// The newest of these codes that was told of a server.
+    /// The newest of these codes that was told of a server since then.
     ///
     /// # Errors
     /// When the catalog fails.
@@ -154,12 +156,14 @@ impl Catalog {
         &self,
         server: ServerId,
         codes: [&'static str; 5],
+        since: Timestamp,
     ) -> Result<Option<String>, CatalogError> {
         let mut statement = query(
-            "SELECT code FROM events WHERE server = $1 AND code IN ($2, $3, $4, $5, $6) \
+            "SELECT code FROM events WHERE server = $1 AND time_ns >= $2 AND code IN ($3, $4, $5, $6, $7) \
              ORDER BY number DESC LIMIT 1",
         )
-        .bind(server.to_string());
+        .bind(server.to_string())
+        .bind(time_ns(since)?);
         for code in codes {
             statement = statement.bind(code);
         }
@@ -196,9 +200,10 @@ impl Catalog {
                         "number <= $3 AND EXISTS (SELECT 1 FROM events AS named WHERE named.number = $3 \
                          AND named.code = events.code \
                          AND COALESCE(named.server, '') = COALESCE(events.server, '') \
-                         AND COALESCE(named.disk, -1) = COALESCE(events.disk, -1) AND (named.code NOT IN ",
+                         AND COALESCE(named.disk, -1) = COALESCE(events.disk, -1) AND (named.message = events.message \
+                         OR (named.server IS NOT NULL AND named.code NOT IN ",
                         own_things!(),
-                        " OR named.message = events.message))"
+                        ")))"
                     )))
                     .bind(now)
                     .bind(by)

@@ -76,7 +76,7 @@ impl Catalog {
         self.run_alone(statement).await.map(drop)
     }
 
-    /// Notes when an operator had a server's machine stopped, if it is this one; `None` when it is to run.
+    /// Notes when an operator had a server's machine stopped, if it is this one.
     ///
     /// # Errors
     /// When the catalog fails.
@@ -84,12 +84,51 @@ impl Catalog {
         &self,
         server: ServerId,
         machine: MachineId,
-        stopped: Option<Timestamp>,
+        stopped: Timestamp,
     ) -> Result<(), CatalogError> {
-        let statement = query("UPDATE recoveries SET stopped_ns = $3 WHERE server = $1 AND machine = $2")
+        let statement = query("UPDATE recoveries SET stopped_ns = $3 WHERE server = $1 AND machine = $2");
+        let statement = statement.bind(server.to_string()).bind(machine.to_string()).bind(time_ns(stopped)?);
+        self.run_alone(statement).await.map(drop)
+    }
+
+    /// Notes that a server's machine is to run, if it is this one and was stopped then; says whether it was.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn clear_stopped(
+        &self,
+        server: ServerId,
+        machine: MachineId,
+        stopped: Timestamp,
+    ) -> Result<bool, CatalogError> {
+        let statement = query(
+            "UPDATE recoveries SET stopped_ns = NULL WHERE server = $1 AND machine = $2 AND stopped_ns = $3",
+        );
+        let statement = statement.bind(server.to_string()).bind(machine.to_string()).bind(time_ns(stopped)?);
+        Ok(self.run_alone(statement).await? > 0)
+    }
+
+    /// Notes how a server's machine is started from now on, if it is this one.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn set_spec(&self, server: ServerId, spec: &MachineSpec) -> Result<(), CatalogError> {
+        let statement = query("UPDATE recoveries SET spec = $3 WHERE server = $1 AND machine = $2")
             .bind(server.to_string())
-            .bind(machine.to_string())
-            .bind(stopped.map(time_ns).transpose()?);
+            .bind(spec.id.to_string())
+            .bind(json_text("spec", spec)?);
+        self.run_alone(statement).await.map(drop)
+    }
+
+    /// Notes that a server's failover is final, unless that was noted before.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn set_committed(&self, server: ServerId, committed: Timestamp) -> Result<(), CatalogError> {
+        let statement =
+            query("UPDATE recoveries SET committed_ns = COALESCE(committed_ns, $2) WHERE server = $1")
+                .bind(server.to_string())
+                .bind(time_ns(committed)?);
         self.run_alone(statement).await.map(drop)
     }
 

@@ -22,6 +22,24 @@ pub enum Conflict {
         /// Whether it is not yet past its point of no return.
         can_be_cancelled: bool,
     },
+    /// A job that failed has left the machine half begun or half removed.
+    #[error(
+        "job {job}, {doing}, has failed midway: go on with `lifeboat job retry {job}` when the cause is mended{}",
+        if *can_be_cancelled { format!(", or end it with `lifeboat job cancel {job}`") } else { String::new() }
+    )]
+    MachineOpen {
+        /// The job.
+        job: JobId,
+        /// What it does.
+        doing: &'static str,
+        /// Whether it is not yet past its point of no return.
+        can_be_cancelled: bool,
+    },
+    /// Somebody switches the machine.
+    #[error(
+        "the machine of this server is being switched on or off at the moment; try again in some seconds"
+    )]
+    PowerSwitched,
     /// A drill's copy is there.
     #[error(
         "a drill of this server from point {point} is running; end it first with `lifeboat failover cleanup`"
@@ -164,11 +182,19 @@ impl Conflict {
         Self::JobUnderWay { job: job.id, doing: job.request.sentence(), can_be_cancelled }
     }
 
+    /// For a job that failed and has left the machine half begun.
+    pub(super) fn machine_open(job: &JobRow) -> Self {
+        let can_be_cancelled = check_cancel(job).is_ok();
+        Self::MachineOpen { job: job.id, doing: job.request.sentence(), can_be_cancelled }
+    }
+
     /// A stable word for programs.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
             Self::JobUnderWay { .. } => "job_under_way",
+            Self::MachineOpen { .. } => "job_failed",
+            Self::PowerSwitched => "power_switched",
             Self::DrillRunning { .. } => "drill_running",
             Self::NoDrill => "no_drill",
             Self::NoRoom(_) => "no_room",
@@ -227,6 +253,39 @@ pub(super) fn check_cancel(job: &JobRow) -> Result<(), Conflict> {
     match passed(job) {
         Some(step) => Err(Conflict::NoReturn { job: job.id, step: step.name() }),
         None => Ok(()),
+    }
+}
+
+/// Whether a job that failed has left its server's machine half begun or half removed: only going on or back with it
+/// settles that.
+pub(super) fn leaves_machine_open(job: &JobRow) -> bool {
+    let state = |step| job.steps.iter().find(|row| row.step == step).map(|row| row.state);
+    let any = |wanted| job.steps.iter().any(|row| row.state == wanted);
+    let has_removed = matches!(state(Step::RemoveFormerMachine), Some(StepState::Done | StepState::Failed));
+    let is_open = match state(Step::StartMachine) {
+        Some(StepState::Done) => false,
+        Some(StepState::Failed) => true,
+        _ => has_removed,
+    };
+    job.state == JobState::Failed
+        && job.request.starts_or_removes()
+        && any(StepState::Failed)
+        && (is_open || any(StepState::Undone))
+}
+
+/// Whether a failover can be undone by cancelling it, although it failed: not when what it has begun was replaced or made
+/// final since.
+pub(super) fn check_undo(job: &JobRow, recovery: Option<&RecoveryRow>) -> Result<(), Conflict> {
+    let fences = matches!(job.request, JobRequest::Failover { .. } | JobRequest::PlannedFailover { .. });
+    match recovery {
+        Some(row)
+            if fences
+                && row.purpose == MachinePurpose::Failover
+                && (row.committed.is_some() || row.machine != job.work.machine) =>
+        {
+            Err(Conflict::FailedOver { point: row.point, committed: row.committed.is_some() })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -97,6 +97,14 @@ impl Jobs {
                     "disk {disk} was not copied: {why}; the machine goes on with its volume"
                 )));
             }
+            // What is started anew goes on with what was copied to its end, and forgets the rest.
+            if let Some(disk) = disks.iter().find(|disk| copies.iter().all(|copy| copy.disk != disk.number)) {
+                return Err(JobError::NotCopied(format!(
+                    "disk {} was not copied: the machine was started anew meanwhile; it goes on with its volume, and \
+                     `lifeboat job retry {}` copies again",
+                    disk.number, job.id
+                )));
+            }
             let local = copies.iter().filter(|copy| copy.state == HydrationState::Local).count();
             if local == disks.len() {
                 break;

@@ -120,6 +120,9 @@ pub struct Work {
     /// When its first instruction ran.
     #[serde(default)]
     pub first_instruction: Option<Timestamp>,
+    /// Since when it is waited for, if an operator has it waited for again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awaited_since: Option<Timestamp>,
     /// Whether it came up, and why that is said.
     #[serde(default)]
     pub verdict: Option<Verdict>,
@@ -145,6 +148,9 @@ pub struct Next {
 pub struct Verdict {
     /// It did.
     pub up: bool,
+    /// It went off before.
+    #[serde(default)]
+    pub is_off: bool,
     /// One sentence.
     pub sentence: String,
     /// Each probe.
@@ -167,6 +173,7 @@ impl Work {
             spec: None,
             compute: String::new(),
             first_instruction: None,
+            awaited_since: None,
             verdict: None,
             nothing_lost: None,
             next: None,

@@ -205,8 +205,16 @@ impl Jobs {
                 next_step,
             })
             .await?;
-        if job.state == JobState::Done || (job.state == JobState::Cancelled && !job.request.rolls_back()) {
-            let which = Acknowledged::Of { server: job.server, codes: settles(&job.request) };
+        let own_failure = format!("{kind}_failed");
+        let own_failure = [own_failure.as_str()];
+        let codes = match job.state {
+            JobState::Done => settles(&job.request),
+            // It had failed, and that is over; what another job has left is not.
+            JobState::Cancelled if job.message.is_some() => &own_failure,
+            _ => &[],
+        };
+        if !codes.is_empty() {
+            let which = Acknowledged::Of { server: job.server, codes };
             let by = format!("job {}, {what}", job.id);
             self.vault.catalog().acknowledge(&which, &by, (self.clock)()).await?;
         }
@@ -220,7 +228,7 @@ impl Jobs {
     }
 }
 
-/// Codes of events that are of no concern any more when a job like this one is done, or cancelled after it failed.
+/// Codes of events that are of no concern any more when a job like this one is done.
 fn settles(request: &JobRequest) -> &'static [&'static str] {
     match request {
         JobRequest::Drill { .. } => &["drill_failed", "drill_overdue"],
@@ -244,14 +252,19 @@ fn what_stands(job: &JobRow) -> Option<String> {
     let state = |step| job.steps.iter().find(|row| row.step == step).map(|row| row.state);
     let is_started = state(Step::StartMachine) == Some(StepState::Done);
     let is_fenced = matches!(state(Step::Fence), Some(StepState::Done | StepState::Failed));
-    let is_former_gone =
-        matches!(state(Step::RemoveFormerMachine), Some(StepState::Done | StepState::Failed));
+    let is_former_gone = state(Step::RemoveFormerMachine) == Some(StepState::Done);
+    let is_off = job.work.verdict.as_ref().is_some_and(|verdict| verdict.is_off);
     let id = job.id;
     Some(if is_started && is_change {
+        let runs = if is_off {
+            "The machine from the new point is off: see why (`lifeboat machine console`) and start it (`lifeboat machine \
+             start`)"
+        } else {
+            "The machine runs from the new point all the same: look at it (`lifeboat machine console`)"
+        };
         format!(
-            "The machine runs from the new point all the same: look at it (`lifeboat machine console`), then wait for it \
-             again with `lifeboat job retry {id}`, take another point with `lifeboat failover change-point`, or make it \
-             final as it is with `lifeboat failover commit`"
+            "{runs}, then wait for it again with `lifeboat job retry {id}`, take another point with `lifeboat failover \
+             change-point`, or make it final as it is with `lifeboat failover commit`"
         )
     } else if is_change && is_former_gone {
         format!(
@@ -260,13 +273,19 @@ fn what_stands(job: &JobRow) -> Option<String> {
         )
     } else if is_change {
         format!(
-            "The machine runs on from the point that it had: try again with `lifeboat job retry {id}`, or end it with \
-             `lifeboat job cancel {id}`"
+            "The machine that there was is kept: try again with `lifeboat job retry {id}`, or end it with `lifeboat job \
+             cancel {id}`"
         )
     } else if is_started {
-        format!(
+        let runs = if is_off {
+            "The machine is off, and the source may send nothing: see why (`lifeboat machine console`) and start it \
+             (`lifeboat machine start`)"
+        } else {
             "The machine runs all the same, and the source may send nothing: look at the machine (`lifeboat machine \
-             console`), then wait for it again with `lifeboat job retry {id}`, take another point with `lifeboat failover \
+             console`)"
+        };
+        format!(
+            "{runs}, then wait for it again with `lifeboat job retry {id}`, take another point with `lifeboat failover \
              change-point`, or make it final as it is with `lifeboat failover commit`"
         )
     } else if is_fenced {

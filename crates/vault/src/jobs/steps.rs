@@ -236,7 +236,13 @@ impl Jobs {
     async fn await_up(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {
         let target = self.derived(job.server, purpose(&job.request)).await?.target;
         let spec = job.work.spec.as_ref().ok_or_else(no_point)?;
-        let since = job.work.first_instruction.unwrap_or(job.begun);
+        let begun = job.work.first_instruction.unwrap_or(job.begun);
+        // An operator who has it waited for again, or has started it anew since, gives it its whole time.
+        let started = match self.provider.status(spec.id).await? {
+            MachineStatus::Running { since, .. } => since,
+            _ => begun,
+        };
+        let since = begun.max(started).max(job.work.awaited_since.unwrap_or(begun));
         let (provider, within) = (self.provider.as_ref(), target.up_within.duration());
         let access = self.ssh.access(job.server, Probes::need_key(&target)).await?;
         let probes = Probes::of(&target, &access);
@@ -273,6 +279,7 @@ impl Jobs {
         };
         let verdict = job.work.verdict.clone().unwrap_or(Verdict {
             up: false,
+            is_off: false,
             sentence: "The machine was not waited for.".to_owned(),
             probes: Vec::new(),
             boot_ms: None,
@@ -319,15 +326,15 @@ impl Jobs {
 
     async fn commit(&self, job: &mut JobRow) -> Result<Option<String>, JobError> {
         let catalog = self.vault.catalog();
-        let Some(mut recovery) = catalog.recovery(job.server).await? else { return Ok(None) };
-        recovery.committed.get_or_insert((self.clock)());
-        catalog.put_recovery(&recovery).await?;
+        let Some(recovery) = catalog.recovery(job.server).await? else { return Ok(None) };
+        catalog.set_committed(job.server, (self.clock)()).await?;
         self.after_commit(job, &recovery).await.map(Some)
     }
 
     /// Closes a machine's volume, and forgets the machine.
     async fn forget(&self, job: &JobRow, machine: MachineId, volume: VolumeId) -> Result<(), JobError> {
         self.volumes.close_as(volume).await?;
+        self.settle_power(job.server, &format!("job {}, which has removed the machine", job.id)).await?;
         Ok(self.vault.catalog().remove_recovery(job.server, machine).await?)
     }
 }

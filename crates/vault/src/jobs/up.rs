@@ -79,15 +79,15 @@ impl Probes {
         let probing = async {
             probing.await;
             // All have passed, which the other sees.
-            std::future::pending::<()>().await;
+            std::future::pending::<std::convert::Infallible>().await
         };
-        let (up, sentence) = tokio::select! {
+        let decided = tokio::select! {
             decided = watching => decided?,
-            () = probing => (false, String::new()),
+            never = probing => match never {},
         };
         let probes = watched.results.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let boot_ms = up.then(|| boot_ms(&probes, self.all)).flatten();
-        Ok(Verdict { up, sentence, probes, boot_ms })
+        let boot_ms = decided.up.then(|| boot_ms(&probes, self.all)).flatten();
+        Ok(Verdict { probes, boot_ms, ..decided })
     }
 }
 
@@ -103,13 +103,15 @@ impl Watched<'_> {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it came up, and a sentence that says so.
+    /// Whether it came up, and a sentence that says so; the rest is left open.
     async fn until_decided(
         &self,
         provider: &dyn Provider,
         spec: &MachineSpec,
         within: Duration,
-    ) -> Result<(bool, String), JobError> {
+    ) -> Result<Verdict, JobError> {
+        let decided =
+            |up, is_off, sentence| Verdict { up, is_off, sentence, probes: Vec::new(), boot_ms: None };
         loop {
             let elapsed = (self.elapsed)();
             let is_off = match provider.status(spec.id).await? {
@@ -119,13 +121,13 @@ impl Watched<'_> {
             // After the status: what was said before the end counts.
             if let Some(ms) = boot_ms(&self.results(), self.all) {
                 let seconds = Duration::from_millis(ms).as_secs_f64();
-                return Ok((true, format!("The machine was up after {seconds:.0} s.")));
+                return Ok(decided(true, false, format!("The machine was up after {seconds:.0} s.")));
             }
             if let Some(why) = is_off {
-                return Ok((false, format!("The machine ended before it was up: {why}.")));
+                return Ok(decided(false, true, format!("The machine ended before it was up: {why}.")));
             }
             if elapsed >= within {
-                return Ok((false, self.not_up(within)));
+                return Ok(decided(false, false, self.not_up(within)));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }

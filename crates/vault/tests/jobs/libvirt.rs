@@ -39,10 +39,14 @@ async fn a_drill_and_a_failover_through_libvirt_end_as_everywhere() {
     site.until_console("second login: ", 2).await;
     assert_eq!(site.attention().await, [""; 0]);
     let domain = daemon.virsh(&["list", "--name"]).1.trim().to_owned();
-    assert!(daemon.virsh(&["destroy", &domain]).0, "{domain} of {}", machine.id);
-    site.jobs.look_at_machines(&mut StartedAgain::new(), Timestamp::now()).await.unwrap();
+    for (how, told) in
+        [("suspend", vec!["machine_halted"]), ("resume", vec![]), ("destroy", vec!["machine_off"])]
+    {
+        assert!(daemon.virsh(&[how, &domain]).0, "{how} {domain} of {}", machine.id);
+        site.jobs.look_at_machines(&mut StartedAgain::new(), Timestamp::now()).await.unwrap();
+        assert_eq!(site.attention().await, told, "{how}");
+    }
     assert_eq!(site.jobs.machine(SERVER).await.unwrap().state, MachineState::Off);
-    assert_eq!(site.attention().await, ["machine_off"]);
 
     let first = site.points().await[0].to_string();
     let job = site.run(JobRequest::ChangePoint { point: first }).await;

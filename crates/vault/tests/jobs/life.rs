@@ -150,6 +150,13 @@ async fn a_failover_whose_machine_does_not_come_up_stands_and_says_what_can_be_d
     site.jobs.set_target(SERVER, &too_large).await.unwrap();
     let message = site.run(change()).await.message.unwrap();
     assert!(message.contains("No machine runs meanwhile: go on with `lifeboat job retry"), "{message}");
+    // Nobody comes between it and the machine that it has begun.
+    for error in [
+        site.jobs.start_again(SERVER, "jane").await.unwrap_err(),
+        site.begin(JobRequest::Commit).await.unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("has failed midway: go on with `lifeboat job retry"), "{error}");
+    }
     site.jobs.set_target(SERVER, &target("login: ")).await.unwrap();
     let job = site.jobs.list(Some(SERVER), 1).await.unwrap().remove(0);
     site.jobs.retry(job.id).await.unwrap();

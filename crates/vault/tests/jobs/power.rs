@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use lifeboat_api::{JobState, Machine, MachineState};
+use lifeboat_api::{AcknowledgeEvents, JobState, Machine, MachineState};
+use lifeboat_compute::{DiskFormat, MachineSpec};
 use lifeboat_vault::jobs::{JobRequest, StartedAgain, Step};
 
 use crate::site::{Site, drill, failover, target};
@@ -121,11 +122,18 @@ async fn a_guest_that_shuts_itself_down_is_told_of_until_somebody_starts_it() {
     let codes: Vec<_> = codes.await.unwrap().into_iter().map(|event| event.code).collect();
     assert_eq!(codes, ["machine_off"]);
 
-    // Started by other hands, it needs no attention either.
+    // Started by other hands, it needs no attention either; and what goes off again does, however soon.
     let spec = site.vault.catalog().recovery(SERVER).await.unwrap().unwrap().spec;
-    site.provider.start(&spec).await.unwrap();
-    site.jobs.look_at_machines(&mut started, Timestamp::now()).await.unwrap();
-    assert_eq!(site.attention().await, [""; 0]);
+    for boots in [2, 3] {
+        site.provider.start(&spec).await.unwrap();
+        site.jobs.look_at_machines(&mut started, Timestamp::now()).await.unwrap();
+        assert_eq!(site.attention().await, [""; 0]);
+        site.until_console("third login: ", boots).await;
+        site.provider.shut_down(machine.id).await.unwrap();
+        until_off(&site).await;
+        site.jobs.look_at_machines(&mut started, Timestamp::now()).await.unwrap();
+        assert_eq!(site.attention().await, ["machine_off"]);
+    }
     site.end().await;
 }
 
@@ -157,6 +165,97 @@ async fn a_guest_that_does_not_shut_down_is_told_of_and_jobs_keep_the_power_to_t
     assert_eq!(site.attention().await, ["machine_not_stopped"]);
     let machine = site.jobs.machine(SERVER).await.unwrap();
     assert_eq!((machine.state, machine.stopped), (MachineState::Running, None));
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_cannot_be_started_again_is_tried_later() {
+    let site = Site::new().await;
+    assert_eq!(site.run(failover("latest-processed")).await.state, JobState::Done);
+    let catalog = site.vault.catalog();
+    let spec = catalog.recovery(SERVER).await.unwrap().unwrap().spec;
+    catalog.set_spec(SERVER, &MachineSpec { memory_mib: 1 << 30, ..spec.clone() }).await.unwrap();
+    site.kill_machine().await;
+    let mut started = StartedAgain::new();
+    site.jobs.look_at_machines(&mut started, Timestamp::now()).await.unwrap();
+    let off = catalog.attention(1).await.unwrap().remove(0);
+    assert!(off.message.contains("it could not be started again: "), "{off:?}");
+    catalog.set_spec(SERVER, &spec).await.unwrap();
+    site.jobs.look_at_machines(&mut started, in_minutes(1)).await.unwrap();
+    assert_eq!(site.attention().await, ["machine_off"]);
+    site.jobs.look_at_machines(&mut started, in_minutes(6)).await.unwrap();
+    assert_eq!(site.attention().await, ["machine_restarted"]);
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_machine_of_a_failover_that_failed_midway_is_left_to_its_job() {
+    let site = Site::new().await;
+    let mut too_large = target("login: ");
+    too_large.memory_mib = Some(1 << 20);
+    site.jobs.set_target(SERVER, &too_large).await.unwrap();
+    let job = site.run(failover("latest-processed")).await;
+    assert_eq!(job.state, JobState::Failed);
+    site.jobs.look_at_machines(&mut StartedAgain::new(), Timestamp::now()).await.unwrap();
+    assert_eq!(site.attention().await, ["failover_failed"], "there is no machine yet that could be off");
+    let error = site.jobs.start_again(SERVER, BY).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("or end it with `lifeboat job cancel {}`", job.id)), "{error}");
+
+    // What came after it is not undone with it.
+    site.jobs.set_target(SERVER, &target("login: ")).await.unwrap();
+    let change = JobRequest::ChangePoint { point: "latest-processed".into() };
+    assert_eq!(site.run(change).await.state, JobState::Done);
+    let error = site.jobs.cancel(job.id).await.unwrap_err().to_string();
+    assert!(error.contains("runs at the recovery site"), "{error}");
+    assert!(site.vault.fenced_since(SERVER).await.unwrap().is_some());
+    assert_eq!(site.jobs.machine(SERVER).await.unwrap().state, MachineState::Running);
+    assert_eq!(site.attention().await, [""; 0]);
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copying_ends_when_its_machine_is_started_anew() {
+    let site = Site::new().await;
+    assert_eq!(site.run(failover("latest-processed")).await.state, JobState::Done);
+    let copying = JobRequest::Hydrate { format: DiskFormat::Raw, bytes_per_second: Some(1) };
+    let job = site.begin(copying).await.unwrap();
+    site.until_step(&job, Step::CopyDisks).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    site.kill_machine().await;
+    site.jobs.start_again(SERVER, BY).await.unwrap();
+    let ended = site.end_of(&job).await;
+    assert_eq!(ended.state, JobState::Failed, "{ended:#?}");
+    assert!(ended.message.unwrap().contains("disk 0 was not copied"));
+    assert_eq!(site.jobs.machine(SERVER).await.unwrap().state, MachineState::Running);
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_about_no_server_is_told_apart_by_what_it_says() {
+    let site = Site::new().await;
+    for message in
+        ["The certificate of the vault ends.", "The certificate of ps1 ends.", "The certificate of ps1 ends."]
+    {
+        let event = lifeboat_wire::event::Event {
+            time: Timestamp::now(),
+            severity: lifeboat_wire::event::Severity::Warning,
+            code: "certificate_ends_soon".into(),
+            server: None,
+            disk: None,
+            message: message.into(),
+            next_step: String::new(),
+        };
+        site.vault.note(event).await.unwrap();
+    }
+    let attention = site.vault.catalog().attention(10).await.unwrap();
+    let messages: Vec<_> = attention.iter().map(|event| event.message.as_str()).collect();
+    assert_eq!(messages, ["The certificate of ps1 ends.", "The certificate of the vault ends."]);
+    let named = AcknowledgeEvents { numbers: vec![attention[0].number], up_to: None };
+    assert_eq!(site.vault.acknowledge(&named, BY, Timestamp::now()).await.unwrap().acknowledged, 1);
+    assert_eq!(site.attention().await, ["certificate_ends_soon"]);
+    let unknown = AcknowledgeEvents { numbers: vec![99], up_to: None };
+    let error = site.vault.acknowledge(&unknown, BY, Timestamp::now()).await.unwrap_err().to_string();
+    assert!(error.contains("there is no event \"99\""), "{error}");
     site.end().await;
 }
 

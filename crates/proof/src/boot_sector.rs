@@ -28,13 +28,16 @@ const ECHO: [u8; 15] = [
     0xeb, 0xf1, // jmp poll
 ];
 
-/// With the power management's ports where QEMU's BIOS puts them, at 0x600: waits for the power button, and powers
-/// off. The bits are those of the ACPI specification, 4.8.3.
-const OBEY: [u8; 28] = [
+/// Has the power button heard, with the power management's ports where QEMU's BIOS puts them, at 0x600. The bits are
+/// those of the ACPI specification, 4.8.3.
+const HEAR: [u8; 8] = [
     0xfa, // cli
     0xba, 0x02, 0x06, // mov dx, 0x602
-    0xb8, 0x00, 0x01, // mov ax, 0x0100: the button is heard
+    0xb8, 0x00, 0x01, // mov ax, 0x0100
     0xef, // out dx, ax
+];
+/// Waits for the power button, and powers off.
+const OBEY: [u8; 20] = [
     0xba, 0x00, 0x06, // poll: mov dx, 0x600
     0xed, // in ax, dx
     0xf6, 0xc4, 0x01, // test ah, 1
@@ -49,23 +52,24 @@ const OBEY: [u8; 28] = [
 
 /// A boot sector of 512 bytes that writes a text of at most 480 bytes to the first serial port and halts.
 pub fn boot_sector(text: &str) -> Vec<u8> {
-    sector(text, &HALT)
+    sector(&[], text, &HALT)
 }
 
 /// The same, which then answers each byte that is typed on the port with that byte.
 pub fn echoing_boot_sector(text: &str) -> Vec<u8> {
-    sector(text, &ECHO)
+    sector(&[], text, &ECHO)
 }
 
 /// The same, which then powers itself off when its power button is pressed.
 pub fn obedient_boot_sector(text: &str) -> Vec<u8> {
-    sector(text, &OBEY)
+    // Heard before it says so: what is pressed too early is not lost.
+    sector(&HEAR, text, &OBEY)
 }
 
-fn sector(text: &str, then: &[u8]) -> Vec<u8> {
-    let text_at = 0x7c00 + u16::try_from(SAY.len() + then.len()).unwrap();
-    let mut sector = SAY.to_vec();
-    sector[5..7].copy_from_slice(&text_at.to_le_bytes());
+fn sector(first: &[u8], text: &str, then: &[u8]) -> Vec<u8> {
+    let text_at = 0x7c00 + u16::try_from(first.len() + SAY.len() + then.len()).unwrap();
+    let mut sector = [first, &SAY].concat();
+    sector[first.len() + 5..first.len() + 7].copy_from_slice(&text_at.to_le_bytes());
     sector.extend_from_slice(then);
     sector.extend_from_slice(text.as_bytes());
     // A zero ends the text.

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lifeboat_proof::{LoopDisk, Mount, NbdDisk, PostgreSql, Site, reachable_dir, run};
+use lifeboat_proof::{LoopDisk, Mount, NbdDisk, PostgreSql, Site, reachable_dir, run, wait_for};
 
 const MIB: u64 = 1 << 20;
 const POINTS: usize = 4;
@@ -42,6 +42,7 @@ fn points_recover(file_system: &str, port: u16) {
     let load = source.pgbench(&["-c", "4", "-T", "600"]);
     let load = EndedWithTest(load);
     let numbers = Numbers::start(sockets.path(), port);
+    wait_for("a first commit", || (!numbers.acknowledged.lock().unwrap().is_empty()).then_some(()));
     let points: Vec<_> = (0..POINTS)
         .map(|number| {
             thread::sleep(Duration::from_millis(700));

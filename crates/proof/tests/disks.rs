@@ -48,8 +48,9 @@ fn points_go_on_without_a_disk_that_is_taken_out_and_with_it_when_it_is_back() {
     change(&alone);
     await_point_of(&site, &[0]);
     assert_eq!(protected(&site), [0]);
-    let told = site.events().into_iter().find(|event| event["code"] == "disk_removed");
-    assert!(told.unwrap()["message"].as_str().unwrap().contains("is not protected any more"));
+    let told =
+        wait_for("news of it", || site.events().into_iter().find(|event| event["code"] == "disk_removed"));
+    assert!(told["message"].as_str().unwrap().contains("is not protected any more"));
     one.write(100, 200, 3);
     two.write(100, 200, 4);
     change(&both);

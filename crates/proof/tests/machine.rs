@@ -54,6 +54,7 @@ fn a_drill_comes_up_at_a_libvirt() {
     let site = Site::start_at_libvirt(HOST_ADDRESS, MACHINE_DISK, "5s", daemon.uri());
     let server = protect(&site, &disk);
     let commits = NumberedCommits::start(&server.ssh, Duration::ZERO);
+    wait_within(LIMIT, "a first commit", || (newest_number(&commits) > 0).then_some(()));
     await_more_points(&site);
     drill(&site, &disk, &server.ssh, &commits);
     assert_eq!(daemon.virsh(&["list", "--all", "--name"]).1.trim(), "", "domains are left");
@@ -125,9 +126,10 @@ fn goes_the_whole_way(layout: DiskLayout) {
     site.await_point_taken("a last point");
     server.cut_power();
     let acknowledged = commits.stop();
-    let before = ids(&site);
     site.json(["network", "create", "lab", "--subnet", "10.7.0.0/24", "--gateway", GATEWAY]);
     let failover = job(&site, &["failover", "run", "source", "--point", "latest", "--network", "lab"]);
+    // From here on: what had been sent before could still be committed until then.
+    let before = ids(&site);
     let copy = moved_copy_of(&site, &disk);
     await_database(&copy);
     let (point, all) = (point_of(&site, &failover), NumberedCommits::count(&copy));

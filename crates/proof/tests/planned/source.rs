@@ -171,7 +171,8 @@ impl Source {
         assert_eq!(job["state"], "done", "{job}");
         let message = job["message"].as_str().unwrap();
         assert!(message.contains("No write is lost") && message.contains("none since"), "{message}");
-        assert!(service.has("afterwards"));
+        // It is told when it can be reached; the job does not wait for that for ever.
+        wait_for("what is to be done afterwards", || service.has("afterwards").then_some(()));
         let newest = site.newest_point();
         assert_eq!(newest["id"], job["point"], "no point came after the last one");
         assert_eq!(newest["kind"], "filesystem");

@@ -112,7 +112,7 @@ async fn who_connects_and_says_nothing_loses_its_place() {
     let site = Site::new();
     let credentials = site.credentials(&Identity::Vault);
     let settings =
-        ListenerSettings { connections_max: 1, handshake_timeout: Duration::from_millis(100), ..settings() };
+        ListenerSettings { connections_max: 1, handshake_timeout: Duration::from_secs(2), ..settings() };
     let server =
         Server::start(Gate::default().router(), &credentials, ClientCertificates::Required, settings).await;
     let mut silent = TcpStream::connect(server.address).await.unwrap();

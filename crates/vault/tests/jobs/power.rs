@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_api::{AcknowledgeEvents, JobState, Machine, MachineState};
-use lifeboat_compute::{DiskFormat, MachineSpec};
+use lifeboat_compute::{DiskFormat, DiskHydration, HydrationState, MachineSpec};
 use lifeboat_vault::jobs::{JobRequest, StartedAgain, Step};
 
 use crate::site::{Site, drill, failover, target};
@@ -220,7 +220,11 @@ async fn copying_ends_when_its_machine_is_started_anew() {
     let copying = JobRequest::Hydrate { format: DiskFormat::Raw, bytes_per_second: Some(1) };
     let job = site.begin(copying).await.unwrap();
     site.until_step(&job, Step::CopyDisks).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let machine = site.jobs.machine(SERVER).await.unwrap().id;
+    let is_copying = |copy: &DiskHydration| matches!(copy.state, HydrationState::Copying { .. });
+    while !site.provider.hydration(machine).await.unwrap().iter().any(is_copying) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     site.kill_machine().await;
     site.jobs.start_again(SERVER, BY).await.unwrap();
     let ended = site.end_of(&job).await;

@@ -1,5 +1,6 @@
 //! A vault with a server whose points boot, its volumes, its machines and its jobs.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,9 +23,20 @@ use lifeboat_wire::process_server::GrantRequest;
 /// How long a job may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Ids that a vault draws at most until it is started again.
+const IDS_OF_A_LIFE: u64 = 1 << 10;
+
+/// Where the ids of a site begin: those of machines name things of the host, which sites of tests that run at the
+/// same time share. What names network devices has 44 bits of an id.
+fn first_id() -> u64 {
+    static SITES: AtomicU64 = AtomicU64::new(1);
+    u64::from(std::process::id() & 0xf_ffff) << 24 | SITES.fetch_add(1, Ordering::Relaxed) << 14
+}
+
 pub struct Site {
     pub dir: TempDir,
     pub vault: Arc<Vault>,
+    first_id: u64,
     pub volumes: Arc<Volumes>,
     pub provider: Arc<dyn Provider>,
     pub jobs: Arc<Jobs>,
@@ -54,12 +66,15 @@ impl Site {
 
     /// The same in a directory, whose `machines` is for what belongs to machines.
     pub async fn made_in(dir: TempDir, interruption: Arc<dyn Interruption>, libvirt: Option<String>) -> Self {
-        let vault = Vault::create(&dir.path().join("state"), None, Counted::from(1), at(0)).await.unwrap();
+        let ids = Counted::from(1);
+        let vault = Vault::create(&dir.path().join("state"), None, ids.clone(), at(0)).await.unwrap();
+        let first_id = first_id();
+        ids.0.store(first_id, Ordering::SeqCst);
         register(&vault, SERVER, "db1", 0).await;
         for (epoch, word) in [(1, "first"), (2, "second")] {
             commit_guest(&vault, SERVER, epoch, boot_sector(&format!("{word} login: "))).await;
         }
-        let site = Self::open(dir, Arc::new(vault), interruption, libvirt).await;
+        let site = Self::open(dir, Arc::new(vault), first_id, interruption, libvirt).await;
         site.jobs.set_target(SERVER, &target("login: ")).await.unwrap();
         site
     }
@@ -67,6 +82,7 @@ impl Site {
     async fn open(
         dir: TempDir,
         vault: Arc<Vault>,
+        first_id: u64,
         interruption: Arc<dyn Interruption>,
         libvirt: Option<String>,
     ) -> Self {
@@ -92,7 +108,7 @@ impl Site {
             }
         };
         let jobs = Jobs::new(Arc::clone(&volumes), provider.clone(), Timestamp::now, interruption);
-        Self { dir, vault, volumes, provider, jobs, libvirt }
+        Self { dir, vault, first_id, volumes, provider, jobs, libvirt }
     }
 
     /// Protects another server with one point, whose guest offers a login at once.
@@ -119,9 +135,7 @@ impl Site {
         let marker = format!("guest=lifeboat-{}", machine.id);
         let is_its = |pid: &i32| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            // Machines of other tests have the same ids.
-            let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-            String::from_utf8_lossy(&line).contains(&marker) && cwd.starts_with(self.dir.path())
+            String::from_utf8_lossy(&line).contains(&marker)
         };
         let numbers = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
         let mut pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -136,7 +150,8 @@ impl Site {
 
     /// Stops the vault where it is, and starts it again.
     pub async fn restart(self, interruption: Arc<dyn Interruption>) -> Self {
-        let Self { dir, vault, volumes, provider, jobs, libvirt } = self;
+        let Self { dir, vault, first_id, volumes, provider, jobs, libvirt } = self;
+        let first_id = first_id + IDS_OF_A_LIFE;
         jobs.pause().await;
         volumes.stop().await;
         vault.close().await;
@@ -144,7 +159,7 @@ impl Site {
         let state = dir.path().join("state");
         let vault = loop {
             // Tasks that have just ended may hold the state directory for a moment.
-            match Vault::open(&state, None::<Store>, Counted::from(1000), at(1000)).await {
+            match Vault::open(&state, None::<Store>, Counted::from(first_id), at(1000)).await {
                 Ok(vault) => break vault,
                 Err(error) if error.to_string().contains("uses") => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -152,7 +167,7 @@ impl Site {
                 Err(error) => panic!("{error}"),
             }
         };
-        Self::open(dir, Arc::new(vault), interruption, libvirt).await
+        Self::open(dir, Arc::new(vault), first_id, interruption, libvirt).await
     }
 
     /// The ids of the points, oldest first.

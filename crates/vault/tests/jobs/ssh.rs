@@ -39,17 +39,17 @@ async fn a_command_over_ssh_decides_whether_a_machine_is_up() {
     let sshd = Sshd::start();
 
     // Nobody has told the server about the vault's key.
-    site.set_command("true").await;
+    site.set_command("true", 20).await;
     let result = probed(&site.drill_in_lan().await, false);
     assert!(result.message.as_ref().unwrap().contains("authorized_keys"), "{result:?}");
 
     sshd.authorize(&key);
-    site.set_command("echo one; echo two; echo not yet >&2; exit 7").await;
+    site.set_command("echo one; echo two; echo not yet >&2; exit 7", 20).await;
     let result = probed(&site.drill_in_lan().await, false);
     assert_eq!(result.message.as_deref(), Some("the command ended with status 7: not yet"));
 
     let witness = site.dir.path().join("witness");
-    site.set_command(&format!("id -un > {}", witness.display())).await;
+    site.set_command(&format!("id -un > {}", witness.display()), 30).await;
     let result = probed(&site.drill_in_lan().await, true);
     assert!(
         result.after_ms.is_some() && result.probe.contains("as root over SSH on port 2222"),
@@ -65,7 +65,7 @@ async fn a_command_over_ssh_decides_whether_a_machine_is_up() {
     let result = probed(&site.drill_in_lan().await, false);
     assert!(result.message.as_ref().unwrap().contains("another SSH host key"), "{result:?}");
     assert!(!witness.exists());
-    site.set_command("true").await;
+    site.set_command("true", 100).await;
     probed(&site.drill_in_lan().await, true);
     site.end().await;
 }
@@ -91,11 +91,11 @@ fn drill_in_lan() -> JobRequest {
 }
 
 impl Site {
-    /// The machine is up when this command succeeds. Those that are to fail are waited for so long.
-    async fn set_command(&self, command: &str) {
+    /// The machine is up when this command succeeds within so many seconds.
+    async fn set_command(&self, command: &str, seconds: u64) {
         let mut settings = target("");
         settings.address = Some(ADDRESS.into());
-        settings.up_within = Some(Span::seconds(12));
+        settings.up_within = Some(Span::seconds(seconds));
         settings.probes = vec![Probe::Run { command: command.to_owned(), user: "root".into(), port: PORT }];
         self.jobs.set_target(SERVER, &settings).await.unwrap();
     }

@@ -23,7 +23,7 @@ pub fn at(seconds: i64) -> Timestamp {
 }
 
 /// Keys that are all the same and ids that count up, so that files can be made in advance.
-pub struct Counted(AtomicU64);
+pub struct Counted(pub AtomicU64);
 
 impl Counted {
     pub fn from(first: u64) -> Arc<Self> {

@@ -286,6 +286,10 @@ impl Jobs {
         let mut row = self.row(job).await?;
         conflicts::check_cancel(&row)?;
         self.refuse_while_switched(row.server)?;
+        let under_way = self.vault.catalog().jobs_under_way().await?;
+        if let Some(other) = under_way.iter().find(|other| other.server == row.server && other.id != job) {
+            return Err(Conflict::under_way(other).into());
+        }
         conflicts::check_undo(&row, self.vault.catalog().recovery(row.server).await?.as_ref())?;
         self.vault.catalog().set_cancel(job, true).await?;
         row.cancel = true;
@@ -314,6 +318,11 @@ impl Jobs {
         if let Some(newer) = newest.into_iter().find(|newest| newest.id != job) {
             return Err(Conflict::Overtaken { job, newer: newer.id }.into());
         }
+        if let JobRequest::ChangePoint { .. } = row.request {
+            // The failover may have been ended since.
+            conflicts::check(&row.request, self.vault.catalog().recovery(row.server).await?.as_ref())?;
+        }
+        self.settle_failure(&row).await?;
         (row.state, row.ended, row.message) = (lifeboat_api::JobState::Running, None, None);
         row.work.awaited_since = Some((self.clock)());
         self.vault.catalog().update_job(&row).await?;

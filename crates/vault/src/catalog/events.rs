@@ -38,11 +38,11 @@ macro_rules! acknowledge {
     };
 }
 
-/// Of these, and of what is about no server, each message is a thing of its own: they name what they are about.
+/// Of these each message is a thing of its own: they name what they are about.
 macro_rules! own_things {
     () => {
         "('stored_file_damaged', 'volume_opened', 'volume_closed', 'vault_started', \
-         'process_server_started', 'agent_started')"
+         'process_server_started', 'agent_started', 'certificate_ends_soon')"
     };
 }
 
@@ -82,9 +82,9 @@ impl Catalog {
                  AND time_ns > $8 AND time_ns < $9 \
                  AND (time_ns = $1 OR (acknowledged_ns IS NULL AND code NOT LIKE 'machine%')) \
                  AND COALESCE(server, '') = COALESCE($4, '') AND COALESCE(disk, -1) = COALESCE($5, -1) \
-                 AND (message = $6 OR (server IS NOT NULL AND code NOT IN ",
+                 AND (code NOT IN ",
                 own_things!(),
-                ")))",
+                " OR message = $6))",
             ))
             .bind(time_ns(event.time)?)
             .bind(severity_word(event.severity))
@@ -140,7 +140,7 @@ impl Catalog {
             "WHERE number IN (SELECT MAX(number) FROM events \
              WHERE acknowledged_ns IS NULL AND severity <> 'information' \
              GROUP BY code, COALESCE(server, ''), COALESCE(disk, -1), \
-             CASE WHEN server IS NULL OR code IN ",
+             CASE WHEN code IN ",
             own_things!(),
             " THEN message ELSE '' END) ORDER BY number DESC LIMIT $1"
         )));
@@ -148,7 +148,7 @@ impl Catalog {
         rows.iter().map(event_row).collect()
     }
 
-    /// The newest of these codes that was told of a server since then.
+    /// The newest of these codes that was told of a server.
     ///
     /// # Errors
     /// When the catalog fails.
@@ -156,14 +156,12 @@ impl Catalog {
         &self,
         server: ServerId,
         codes: [&'static str; 5],
-        since: Timestamp,
     ) -> Result<Option<String>, CatalogError> {
         let mut statement = query(
-            "SELECT code FROM events WHERE server = $1 AND time_ns >= $2 AND code IN ($3, $4, $5, $6, $7) \
+            "SELECT code FROM events WHERE server = $1 AND code IN ($2, $3, $4, $5, $6) \
              ORDER BY number DESC LIMIT 1",
         )
-        .bind(server.to_string())
-        .bind(time_ns(since)?);
+        .bind(server.to_string());
         for code in codes {
             statement = statement.bind(code);
         }
@@ -200,10 +198,9 @@ impl Catalog {
                         "number <= $3 AND EXISTS (SELECT 1 FROM events AS named WHERE named.number = $3 \
                          AND named.code = events.code \
                          AND COALESCE(named.server, '') = COALESCE(events.server, '') \
-                         AND COALESCE(named.disk, -1) = COALESCE(events.disk, -1) AND (named.message = events.message \
-                         OR (named.server IS NOT NULL AND named.code NOT IN ",
+                         AND COALESCE(named.disk, -1) = COALESCE(events.disk, -1) AND (named.code NOT IN ",
                         own_things!(),
-                        ")))"
+                        " OR named.message = events.message))"
                     )))
                     .bind(now)
                     .bind(by)

@@ -132,15 +132,15 @@ impl Catalog {
         self.run_alone(statement).await.map(drop)
     }
 
-    /// Forgets a server's machine, if it is this one.
+    /// Forgets a server's machine, if it is this one; says whether it was.
     ///
     /// # Errors
     /// When the catalog fails.
-    pub async fn remove_recovery(&self, server: ServerId, machine: MachineId) -> Result<(), CatalogError> {
+    pub async fn remove_recovery(&self, server: ServerId, machine: MachineId) -> Result<bool, CatalogError> {
         let statement = query("DELETE FROM recoveries WHERE server = $1 AND machine = $2")
             .bind(server.to_string())
             .bind(machine.to_string());
-        self.run_alone(statement).await.map(drop)
+        Ok(self.run_alone(statement).await? > 0)
     }
 
     /// A server's machine.

@@ -24,14 +24,25 @@ pub enum Conflict {
     },
     /// A job that failed has left the machine half begun or half removed.
     #[error(
-        "job {job}, {doing}, has failed midway: go on with `lifeboat job retry {job}` when the cause is mended{}",
-        if *can_be_cancelled { format!(", or end it with `lifeboat job cancel {job}`") } else { String::new() }
+        "job {job}, {doing}, has failed midway: {}",
+        match (*can_be_retried, *can_be_cancelled) {
+            (true, true) => format!(
+                "go on with `lifeboat job retry {job}` when the cause is mended, or end it with `lifeboat job cancel {job}`"
+            ),
+            (true, false) => format!("go on with `lifeboat job retry {job}` when the cause is mended"),
+            (false, true) => format!(
+                "end it with `lifeboat job cancel {job}`, or take another point with `lifeboat failover change-point`"
+            ),
+            (false, false) => "take another point with `lifeboat failover change-point`".to_owned(),
+        }
     )]
     MachineOpen {
         /// The job.
         job: JobId,
         /// What it does.
         doing: &'static str,
+        /// Whether no other job came after it.
+        can_be_retried: bool,
         /// Whether it is not yet past its point of no return.
         can_be_cancelled: bool,
     },
@@ -183,9 +194,9 @@ impl Conflict {
     }
 
     /// For a job that failed and has left the machine half begun.
-    pub(super) fn machine_open(job: &JobRow) -> Self {
-        let can_be_cancelled = check_cancel(job).is_ok();
-        Self::MachineOpen { job: job.id, doing: job.request.sentence(), can_be_cancelled }
+    pub(super) fn machine_open(job: &JobRow, is_newest: bool) -> Self {
+        let (can_be_retried, can_be_cancelled) = (is_newest, check_cancel(job).is_ok());
+        Self::MachineOpen { job: job.id, doing: job.request.sentence(), can_be_retried, can_be_cancelled }
     }
 
     /// A stable word for programs.
@@ -271,6 +282,15 @@ pub(super) fn leaves_machine_open(job: &JobRow) -> bool {
         && job.request.starts_or_removes()
         && any(StepState::Failed)
         && (is_open || any(StepState::Undone))
+}
+
+/// Whether a job was a change of point that ended before anything became of the machine that there was.
+pub(super) fn has_touched_nothing(job: &JobRow) -> bool {
+    let state = |step| job.steps.iter().find(|row| row.step == step).map(|row| row.state);
+    matches!(job.request, JobRequest::ChangePoint { .. })
+        && matches!(job.state, JobState::Failed | JobState::Cancelled)
+        && matches!(state(Step::RemoveFormerMachine), Some(StepState::Waiting | StepState::Undone))
+        && state(Step::StartMachine) != Some(StepState::Done)
 }
 
 /// Whether a failover can be undone by cancelling it, although it failed: not when what it has begun was replaced or made

@@ -24,6 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const SHUT_DOWN_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 /// Time between two starts of a machine whose process ends again and again.
 const START_AGAIN_AFTER: SignedDuration = SignedDuration::from_mins(5);
+/// Jobs of a server, the newest first, among which the one is that has the machine in hand.
+const JOBS_LOOKED_AT: u32 = 50;
 
 /// What events say of a machine's power.
 const OFF: &str = "machine_off";
@@ -107,8 +109,7 @@ impl Jobs {
             if let Err(error) = self.provider.start(&recovery.spec).await {
                 return Err(self.with_drills(server, error).await);
             }
-            self.settle_power(server, by).await?;
-            self.tell(&recovery, &Told::plainly(STARTED, &format!("was started by {by}"))).await?;
+            self.tell_started(&recovery, by).await?;
         }
         self.vault.changed();
         self.machine(server).await
@@ -134,7 +135,6 @@ impl Jobs {
         if let Some((code, what)) = told {
             self.tell(&recovery, &Told::plainly(code, &format!("{what} by {by}"))).await?;
         }
-        self.settle_power(server, by).await?;
         self.vault.changed();
         self.machine(server).await
     }
@@ -160,8 +160,13 @@ impl Jobs {
         if let Some(job) = at_work {
             return Ok(Some(Conflict::under_way(job)));
         }
-        let newest = catalog.jobs(Some(server), 1).await?.pop();
-        Ok(newest.filter(conflicts::leaves_machine_open).as_ref().map(Conflict::machine_open))
+        let jobs = catalog.jobs(Some(server), JOBS_LOOKED_AT).await?;
+        // A change of point that came to nothing hides no job before it.
+        let last = jobs.iter().position(|job| !conflicts::has_touched_nothing(job));
+        let open = last
+            .map(|place| (&jobs[place], place == 0))
+            .filter(|(job, _)| conflicts::leaves_machine_open(job));
+        Ok(open.map(|(job, is_newest)| Conflict::machine_open(job, is_newest)))
     }
 
     fn switching(&self) -> MutexGuard<'_, BTreeSet<ServerId>> {
@@ -204,18 +209,23 @@ impl Jobs {
                 continue;
             }
             match status {
-                Ok(status) if is_unfinished(&status) => {
+                Ok(MachineStatus::Running { .. }) if recovery.stopped.is_some() => {
+                    self.still_runs(&recovery, now).await?;
+                }
+                Ok(status) if is_unfinished(&status) && may_start(started, &recovery, now) => {
                     let what = "stands still: its start was cut short".to_owned();
                     self.start_or_tell(started, &recovery, what, now).await?;
                 }
-                Ok(MachineStatus::Running { halted: None, .. }) => self.runs(&recovery, now).await?,
+                Ok(MachineStatus::Running { halted: None, .. }) => self.runs(&recovery).await?,
                 Ok(MachineStatus::Running { halted: Some(why), .. }) => {
                     self.tell_halted(&recovery, &why).await?;
                 }
                 Err(error @ ComputeError::Silent { .. }) => {
                     self.tell_halted(&recovery, &error.to_string()).await?;
                 }
-                Ok(MachineStatus::Off { .. } | MachineStatus::Absent) if recovery.stopped.is_some() => {}
+                Ok(MachineStatus::Off { .. } | MachineStatus::Absent) if recovery.stopped.is_some() => {
+                    self.settle_power(recovery.server, "the operator who had it stopped").await?;
+                }
                 Ok(MachineStatus::Off {
                     why: why @ (OffReason::Ended { .. } | OffReason::NotStarted { .. }),
                 }) => {
@@ -237,24 +247,27 @@ impl Jobs {
         Ok(())
     }
 
-    async fn runs(&self, recovery: &RecoveryRow, now: Timestamp) -> Result<(), JobError> {
+    /// An operator wants it off.
+    async fn still_runs(&self, recovery: &RecoveryRow, now: Timestamp) -> Result<(), JobError> {
         let (server, catalog) = (recovery.server, self.vault.catalog());
-        if let Some(asked) = recovery.stopped {
-            if now.duration_since(asked) > SHUT_DOWN_WITHIN
-                && catalog.clear_stopped(server, recovery.machine, asked).await?
-            {
-                let told = Told {
-                    severity: Severity::Warning,
-                    code: NOT_STOPPED,
-                    what: &format!("was told to shut down at {asked:.0}, and still runs"),
-                    next_step: "Shut it down from inside, or take its power away: lifeboat machine stop --force",
-                };
-                self.tell(recovery, &told).await?;
-            }
-            return Ok(());
+        if let Some(asked) = recovery.stopped
+            && now.duration_since(asked) > SHUT_DOWN_WITHIN
+            && catalog.clear_stopped(server, recovery.machine, asked).await?
+        {
+            let told = Told {
+                severity: Severity::Warning,
+                code: NOT_STOPPED,
+                what: &format!("was told to shut down at {asked:.0}, and still runs"),
+                next_step: "Shut it down from inside, or take its power away: lifeboat machine stop --force",
+            };
+            self.tell(recovery, &told).await?;
         }
+        Ok(())
+    }
+
+    async fn runs(&self, recovery: &RecoveryRow) -> Result<(), JobError> {
         if matches!(self.last_told(recovery).await?.as_deref(), Some(OFF | HALTED)) {
-            self.settle_power(server, "the machine, which runs again").await?;
+            self.settle_power(recovery.server, "the machine, which runs again").await?;
             self.tell(recovery, &Told::plainly(RUNS, "runs again")).await?;
         }
         Ok(())
@@ -268,8 +281,7 @@ impl Jobs {
         what: String,
         now: Timestamp,
     ) -> Result<(), JobError> {
-        let is_new = |last: &Timestamp| now.duration_since(*last) > START_AGAIN_AFTER;
-        if !started.get(&recovery.machine).is_none_or(is_new) {
+        if !may_start(started, recovery, now) {
             return self.tell_off(recovery, Severity::Critical, &what).await;
         }
         started.insert(recovery.machine, now);
@@ -284,6 +296,11 @@ impl Jobs {
         }
         match self.provider.start(&current.spec).await {
             Ok(()) => {
+                if let Ok(MachineStatus::Running { halted: Some(why), .. }) =
+                    self.provider.status(recovery.machine).await
+                {
+                    return self.tell_halted(recovery, &why).await;
+                }
                 let told = Told {
                     severity: Severity::Warning,
                     code: RESTARTED,
@@ -349,7 +366,7 @@ impl Jobs {
     }
 
     async fn last_told(&self, recovery: &RecoveryRow) -> Result<Option<String>, JobError> {
-        Ok(self.vault.catalog().newest_code(recovery.server, POWER, recovery.begun).await?)
+        Ok(self.vault.catalog().newest_code(recovery.server, POWER).await?)
     }
 
     async fn tell(&self, recovery: &RecoveryRow, told: &Told<'_>) -> Result<(), JobError> {
@@ -366,6 +383,12 @@ impl Jobs {
             next_step,
         };
         Ok(self.vault.note(event).await?)
+    }
+
+    /// The machine runs, so that what was told before is over.
+    pub(super) async fn tell_started(&self, recovery: &RecoveryRow, by: &str) -> Result<(), JobError> {
+        self.settle_power(recovery.server, by).await?;
+        self.tell(recovery, &Told::plainly(STARTED, &format!("was started by {by}"))).await
     }
 
     /// What was told of the power of a server's machine is over.
@@ -386,6 +409,11 @@ impl<'a> Told<'a> {
 /// Whether it has power and was never let run: somebody who started it ended meanwhile.
 const fn is_unfinished(status: &MachineStatus) -> bool {
     matches!(status, MachineStatus::Running { first_instruction: None, halted: Some(_), .. })
+}
+
+/// Whether a machine that does not run is started by the vault at this look.
+fn may_start(started: &StartedAgain, recovery: &RecoveryRow, now: Timestamp) -> bool {
+    started.get(&recovery.machine).is_none_or(|last| now.duration_since(*last) > START_AGAIN_AFTER)
 }
 
 /// Does it to its end, although whoever asked for it may not wait for that.

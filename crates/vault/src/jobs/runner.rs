@@ -172,8 +172,7 @@ impl Jobs {
     }
 
     async fn tell_end(&self, job: &JobRow) -> Result<(), JobError> {
-        let kind = serde_json::to_string(&job.request.kind()).unwrap_or_default();
-        let kind = kind.trim_matches('"').replace('-', "_");
+        let kind = code_word(&job.request);
         let what = job.request.sentence();
         let (severity, end, next_step) = match job.state {
             JobState::Done => (Severity::Information, "done", String::new()),
@@ -205,19 +204,24 @@ impl Jobs {
                 next_step,
             })
             .await?;
-        let own_failure = format!("{kind}_failed");
-        let own_failure = [own_failure.as_str()];
-        let codes = match job.state {
-            JobState::Done => settles(&job.request),
+        match job.state {
+            JobState::Done => {
+                let which = Acknowledged::Of { server: job.server, codes: settles(&job.request) };
+                let by = format!("job {}, {what}", job.id);
+                self.vault.catalog().acknowledge(&which, &by, (self.clock)()).await?;
+                Ok(())
+            }
             // It had failed, and that is over; what another job has left is not.
-            JobState::Cancelled if job.message.is_some() => &own_failure,
-            _ => &[],
-        };
-        if !codes.is_empty() {
-            let which = Acknowledged::Of { server: job.server, codes };
-            let by = format!("job {}, {what}", job.id);
-            self.vault.catalog().acknowledge(&which, &by, (self.clock)()).await?;
+            JobState::Cancelled if job.message.is_some() => self.settle_failure(job).await,
+            _ => Ok(()),
         }
+    }
+
+    /// That the job failed is over: it goes on, or was undone.
+    pub(super) async fn settle_failure(&self, job: &JobRow) -> Result<(), JobError> {
+        let code = format!("{}_failed", code_word(&job.request));
+        let which = Acknowledged::Of { server: job.server, codes: &[&code] };
+        self.vault.catalog().acknowledge(&which, &format!("job {}", job.id), (self.clock)()).await?;
         Ok(())
     }
 
@@ -226,6 +230,12 @@ impl Jobs {
         self.vault.changed();
         Ok(())
     }
+}
+
+/// The beginning of the codes of events about such a job.
+fn code_word(request: &JobRequest) -> String {
+    let kind = serde_json::to_string(&request.kind()).unwrap_or_default();
+    kind.trim_matches('"').replace('-', "_")
 }
 
 /// Codes of events that are of no concern any more when a job like this one is done.

@@ -174,6 +174,10 @@ impl Jobs {
             job.work.first_instruction = Some(first_instruction.unwrap_or(since));
         }
         job.work.spec = Some(spec);
+        if recovery.purpose == MachinePurpose::Failover {
+            // What was told of a machine that there was before is not told of this one.
+            self.tell_started(&recovery, &format!("job {}", job.id)).await?;
+        }
         Ok(Some(job.work.compute.clone()))
     }
 
@@ -334,8 +338,10 @@ impl Jobs {
     /// Closes a machine's volume, and forgets the machine.
     async fn forget(&self, job: &JobRow, machine: MachineId, volume: VolumeId) -> Result<(), JobError> {
         self.volumes.close_as(volume).await?;
-        self.settle_power(job.server, &format!("job {}, which has removed the machine", job.id)).await?;
-        Ok(self.vault.catalog().remove_recovery(job.server, machine).await?)
+        if self.vault.catalog().remove_recovery(job.server, machine).await? {
+            self.settle_power(job.server, &format!("job {}, which has removed the machine", job.id)).await?;
+        }
+        Ok(())
     }
 }
 

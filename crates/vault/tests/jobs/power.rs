@@ -235,7 +235,7 @@ async fn copying_ends_when_its_machine_is_started_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_about_no_server_is_told_apart_by_what_it_says() {
+async fn things_of_their_own_are_told_apart_and_acknowledged_one_by_one() {
     let site = Site::new().await;
     for message in
         ["The certificate of the vault ends.", "The certificate of ps1 ends.", "The certificate of ps1 ends."]

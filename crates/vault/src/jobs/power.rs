@@ -160,8 +160,11 @@ impl Jobs {
         if let Some(job) = at_work {
             return Ok(Some(Conflict::under_way(job)));
         }
-        let jobs = catalog.jobs(Some(server), JOBS_LOOKED_AT).await?;
+        let mut jobs = catalog.jobs(Some(server), 1).await?;
         // A change of point that came to nothing hides no job before it.
+        if jobs.first().is_some_and(conflicts::has_touched_nothing) {
+            jobs = catalog.jobs(Some(server), JOBS_LOOKED_AT).await?;
+        }
         let last = jobs.iter().position(|job| !conflicts::has_touched_nothing(job));
         let open = last
             .map(|place| (&jobs[place], place == 0))

@@ -154,7 +154,7 @@ fn points_are_there_and_young() {
     let mut case = Case::new();
     case.server.rpo.as_mut().unwrap().age_ms = 3_600_000;
     let found = case.one("point_old", false);
-    assert!(found.what.contains("60 min"), "{found:?}");
+    assert!(found.what.contains("1 h 0 min old"), "{found:?}");
     case.server.state = Protection::FailedOver;
     case.one("failed_over", false);
     case.server.rpo = None;
@@ -283,7 +283,7 @@ fn the_recovery_host_is_large_and_fast_enough() {
     case.host =
         Ok(Capabilities { acceleration: Acceleration::Tcg { why_not_kvm: "no /dev/kvm".into() }, ..host() });
     let found = case.one("kvm_unavailable", false);
-    assert!(found.why.contains("20 s here and may take 100 s to 6 min there"), "{found:?}");
+    assert!(found.why.contains("20.0 s here and may take 1 min 40 s to 6 min 40 s there"), "{found:?}");
     case.set.up_within = Some("60s".parse().unwrap());
     assert!(case.one("kvm_unavailable", false).next_step.contains("--up-within 400s"));
     case.host = Err("qemu-system-x86_64 is not installed".into());

@@ -4,6 +4,7 @@
 
 mod boot_sector;
 mod disk;
+mod free_port;
 mod installation;
 mod machine;
 mod mount;
@@ -19,8 +20,9 @@ mod virtual_machine;
 
 pub use boot_sector::{boot_sector, echoing_boot_sector, obedient_boot_sector};
 pub use disk::{LoopDisk, assert_same, content};
+pub use free_port::free_port;
 pub use installation::install_agent;
-pub use machine::{PATIENCE, Programs, free_port, run, scratch, wait_for, wait_within};
+pub use machine::{PATIENCE, Programs, run, scratch, wait_for, wait_within};
 pub use mount::{Mount, NbdDisk, reachable_dir};
 pub use numbered_commits::{Acknowledged, NumberedCommits};
 pub use postgresql::PostgreSql;

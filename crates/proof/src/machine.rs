@@ -1,12 +1,8 @@
 //! This machine: programs, places, waiting.
 
-use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::hash::{BuildHasher, RandomState};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long anything here may take before the test fails with what was last seen.
@@ -43,20 +39,6 @@ pub fn scratch() -> PathBuf {
     let dir = Programs::find().lifeboat.with_file_name("scratch");
     std::fs::create_dir_all(&dir).unwrap();
     dir
-}
-
-/// A port of the loopback that nobody listens on, for who will listen a little later. It is none of those that the
-/// kernel gives to connections, which would take it in between.
-pub fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    loop {
-        let random = RandomState::new().hash_one(std::process::id());
-        let port = 10_000 + u16::try_from(random % 20_000).unwrap();
-        let is_new = GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port);
-        if is_new && TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 /// Runs a command that must succeed, and answers what it printed.

@@ -2,8 +2,7 @@
 //! is here all the same, nothing of what is used tells.
 
 use std::fs;
-use std::hash::{BuildHasher, RandomState};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -23,6 +22,7 @@ use rustls::{RootCertStore, ServerConfig};
 use tempfile::TempDir;
 
 use crate::daemon::Daemon;
+use crate::free_port::free_port;
 use crate::guests::READS;
 use crate::machine::{DISK_BYTES, spec, wait_for};
 use crate::serving::{Served, address};
@@ -97,18 +97,6 @@ fn host() -> (TempDir, PathBuf, Certificates) {
     let (pki, certificates) = (place.path().join("pki"), Certificates::new());
     certificates.write(&pki);
     (place, pki, certificates)
-}
-
-/// For who will listen a little later: none of the ports that the kernel gives to connections, which would take it in
-/// between.
-fn free_port() -> u16 {
-    loop {
-        let random = RandomState::new().hash_one(std::process::id());
-        let port = 10_000 + u16::try_from(random % 20_000).unwrap();
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@
 mod console;
 mod daemon;
 mod elsewhere;
+#[path = "../../../proof/src/free_port.rs"]
+mod free_port;
 #[allow(dead_code, reason = "shared with the tests of QEMU")]
 #[path = "../machines/guests.rs"]
 mod guests;

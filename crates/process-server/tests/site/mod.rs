@@ -1,9 +1,11 @@
 //! A small site for tests: an authority, a vault that checks what it is given, agents.
 #![allow(dead_code, reason = "each test program uses some of it")]
 
+#[path = "../../../proof/src/free_port.rs"]
+mod free_port;
+
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -36,6 +38,7 @@ use serde::Deserialize;
 use tokio::task::JoinHandle;
 
 use crate::common;
+use free_port::free_port;
 
 pub const NAME: &str = "hall-1";
 
@@ -160,16 +163,8 @@ impl Site {
     }
 }
 
-/// For who will listen a little later: none of the ports that the kernel gives to connections, which would take it in
-/// between.
 pub fn free_address() -> SocketAddr {
-    loop {
-        let random = RandomState::new().hash_one(std::process::id());
-        let port = 10_000 + u16::try_from(random % 20_000).unwrap();
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-            return listener.local_addr().unwrap();
-        }
-    }
+    (Ipv4Addr::LOCALHOST, free_port()).into()
 }
 
 pub async fn wait_for_port(address: SocketAddr) {

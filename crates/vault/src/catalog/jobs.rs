@@ -40,6 +40,14 @@ pub struct JobRow {
     pub steps: Vec<StepRow>,
 }
 
+impl JobRow {
+    /// How far its step of this kind is; none when it has no such step.
+    #[must_use]
+    pub fn state_of(&self, step: Step) -> Option<StepState> {
+        self.steps.iter().find(|row| row.step == step).map(|row| row.state)
+    }
+}
+
 /// A step of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepRow {

@@ -48,20 +48,18 @@ macro_rules! select_recoveries {
 }
 
 impl Catalog {
-    /// Notes a server's machine, instead of the one that there was. That it was stopped is noted by
-    /// [`Catalog::set_stopped`] alone.
+    /// Notes a server's machine, instead of the one that there was.
     ///
     /// # Errors
     /// When the catalog fails.
     pub async fn put_recovery(&self, recovery: &RecoveryRow) -> Result<(), CatalogError> {
         let statement = query(
             "INSERT INTO recoveries (server, purpose, job, machine, volume, point, point_ns, begun_ns, \
-             committed_ns, spec) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (server) \
+             committed_ns, stopped_ns, spec) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (server) \
              DO UPDATE SET purpose = excluded.purpose, job = excluded.job, machine = excluded.machine, \
              volume = excluded.volume, point = excluded.point, point_ns = excluded.point_ns, \
-             begun_ns = excluded.begun_ns, committed_ns = excluded.committed_ns, spec = excluded.spec, \
-             stopped_ns = CASE WHEN recoveries.machine = excluded.machine \
-             THEN recoveries.stopped_ns END",
+             begun_ns = excluded.begun_ns, committed_ns = excluded.committed_ns, \
+             stopped_ns = excluded.stopped_ns, spec = excluded.spec",
         )
         .bind(recovery.server.to_string())
         .bind(purpose_word(recovery.purpose))
@@ -72,6 +70,7 @@ impl Catalog {
         .bind(time_ns(recovery.point_time)?)
         .bind(time_ns(recovery.begun)?)
         .bind(recovery.committed.map(time_ns).transpose()?)
+        .bind(recovery.stopped.map(time_ns).transpose()?)
         .bind(json_text("spec", &recovery.spec)?);
         self.run_alone(statement).await.map(drop)
     }

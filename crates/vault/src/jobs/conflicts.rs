@@ -270,10 +270,10 @@ pub(super) fn check_cancel(job: &JobRow) -> Result<(), Conflict> {
 /// Whether a job that failed has left its server's machine half begun or half removed: only going on or back with it
 /// settles that.
 pub(super) fn leaves_machine_open(job: &JobRow) -> bool {
-    let state = |step| job.steps.iter().find(|row| row.step == step).map(|row| row.state);
     let any = |wanted| job.steps.iter().any(|row| row.state == wanted);
-    let has_removed = matches!(state(Step::RemoveFormerMachine), Some(StepState::Done | StepState::Failed));
-    let is_open = match state(Step::StartMachine) {
+    let has_removed =
+        matches!(job.state_of(Step::RemoveFormerMachine), Some(StepState::Done | StepState::Failed));
+    let is_open = match job.state_of(Step::StartMachine) {
         Some(StepState::Done) => false,
         Some(StepState::Failed) => true,
         _ => has_removed,
@@ -286,11 +286,10 @@ pub(super) fn leaves_machine_open(job: &JobRow) -> bool {
 
 /// Whether a job was a change of point that ended before anything became of the machine that there was.
 pub(super) fn has_touched_nothing(job: &JobRow) -> bool {
-    let state = |step| job.steps.iter().find(|row| row.step == step).map(|row| row.state);
     matches!(job.request, JobRequest::ChangePoint { .. })
         && matches!(job.state, JobState::Failed | JobState::Cancelled)
-        && matches!(state(Step::RemoveFormerMachine), Some(StepState::Waiting | StepState::Undone))
-        && state(Step::StartMachine) != Some(StepState::Done)
+        && matches!(job.state_of(Step::RemoveFormerMachine), Some(StepState::Waiting | StepState::Undone))
+        && job.state_of(Step::StartMachine) != Some(StepState::Done)
 }
 
 /// Whether a failover can be undone by cancelling it, although it failed: not when what it has begun was replaced or made
@@ -312,8 +311,7 @@ pub(super) fn check_undo(job: &JobRow, recovery: Option<&RecoveryRow>) -> Result
 /// The step of no return, if it is being done or is done. When it failed there is nothing of it.
 fn passed(job: &JobRow) -> Option<Step> {
     let step = job.request.point_of_no_return()?;
-    let state = job.steps.iter().find(|row| row.step == step)?.state;
-    matches!(state, StepState::Running | StepState::Done).then_some(step)
+    matches!(job.state_of(step), Some(StepState::Running | StepState::Done)).then_some(step)
 }
 
 /// Whether a job can be retried.

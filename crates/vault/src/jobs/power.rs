@@ -327,13 +327,11 @@ impl Jobs {
                 continue;
             }
             let result = match self.provider.status(recovery.machine).await {
-                Ok(MachineStatus::Off {
-                    why: OffReason::PoweredOff | OffReason::Ended { .. } | OffReason::NotStarted { .. },
-                }) => {
+                Ok(MachineStatus::Off { why: OffReason::GuestShutDown } | MachineStatus::Absent) => Ok(()),
+                Ok(status) if is_unfinished(&status) || matches!(status, MachineStatus::Off { .. }) => {
                     tracing::info!(machine = %recovery.machine, server = %recovery.server, "starts a machine again");
                     self.provider.start(&recovery.spec).await
                 }
-                Ok(status) if is_unfinished(&status) => self.provider.start(&recovery.spec).await,
                 Ok(_) => Ok(()),
                 Err(error) => Err(error),
             };

@@ -259,10 +259,9 @@ fn what_stands(job: &JobRow) -> Option<String> {
     if !is_change && !matches!(job.request, JobRequest::Failover { .. }) {
         return None;
     }
-    let state = |step| job.steps.iter().find(|row| row.step == step).map(|row| row.state);
-    let is_started = state(Step::StartMachine) == Some(StepState::Done);
-    let is_fenced = matches!(state(Step::Fence), Some(StepState::Done | StepState::Failed));
-    let is_former_gone = state(Step::RemoveFormerMachine) == Some(StepState::Done);
+    let is_started = job.state_of(Step::StartMachine) == Some(StepState::Done);
+    let is_fenced = matches!(job.state_of(Step::Fence), Some(StepState::Done | StepState::Failed));
+    let is_former_gone = job.state_of(Step::RemoveFormerMachine) == Some(StepState::Done);
     let is_off = job.work.verdict.as_ref().is_some_and(|verdict| verdict.is_off);
     let id = job.id;
     Some(if is_started && is_change {

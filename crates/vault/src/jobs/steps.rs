@@ -144,10 +144,17 @@ impl Jobs {
         job.work.compute = described(&capabilities);
         let one_at_a_time = self.placing.lock().await;
         let begun = catalog.recovery(job.server).await?.filter(|row| row.machine == job.work.machine);
-        let spec = match (begun, self.provider.status(job.work.machine).await?) {
-            (Some(recovery), MachineStatus::Running { .. }) => recovery.spec,
-            // Also when it could not be started before: what kept it from that may have been changed since.
-            _ => self.spec(job).await?,
+        let running = match begun {
+            Some(row) => match self.provider.status(row.machine).await? {
+                MachineStatus::Running { .. } => Some(row.spec),
+                // It could not be started before: what kept it from that may have been changed since.
+                MachineStatus::Off { .. } | MachineStatus::Absent => None,
+            },
+            None => None,
+        };
+        let spec = match running {
+            Some(spec) => spec,
+            None => self.spec(job).await?,
         };
         let (point, point_time) = job.work.point.ok_or_else(no_point)?;
         // Its row first, so that it is known whatever happens.
